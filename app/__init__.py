@@ -1,0 +1,1 @@
+"""The command line and, later, the dashboard: parses, calls one function, renders."""

@@ -1,0 +1,1 @@
+"""Tables become windows become feature tables; pure and stateless."""

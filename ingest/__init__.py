@@ -1,0 +1,1 @@
+"""Bytes become validated tables; the only room that writes the lake."""

@@ -1,0 +1,19 @@
+"""What a caller may want to catch. Every message says what was found, what was expected, and the next step."""
+
+from __future__ import annotations
+
+
+class JobwattError(Exception):
+    """Base of every error that jobwatt raises for the world's sake (not for a wrong argument)."""
+
+
+class SourceError(JobwattError):
+    """An archive, folder or URL cannot be read as telemetry at all."""
+
+
+class LakeError(JobwattError):
+    """A lake is missing, damaged, of another schema version, or has no room left."""
+
+
+class LakeBusyError(LakeError):
+    """Another process is writing this lake."""

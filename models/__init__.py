@@ -1,0 +1,1 @@
+"""Everything fitted, learned, simulated or planned."""

@@ -1,0 +1,1 @@
+"""Which workload is this job?"""
