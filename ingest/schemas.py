@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import polars as pl
 
-SCHEMA_VERSION = 1
-
 TIME = pl.Datetime("us", "UTC")
 
 

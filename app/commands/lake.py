@@ -1,0 +1,139 @@
+"""``jobwatt lake``: filling a lake, and looking after it."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from app.cli import DATA_PROBLEM, PARTLY_DONE
+from app.lake_access import open_lake
+from app.output import Show, with_format
+from app.progress import byte_bar
+from app.settings import load, with_lake
+from ingest.units import BYTES_PER_MIB
+
+if TYPE_CHECKING:
+    from ingest.pipeline import Progress
+    from ingest.runner import Runner
+
+
+@click.group()
+def lake() -> None:
+    """Fill a lake from raw telemetry, and look after it."""
+
+
+def _cluster_name(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    if name is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
+        raise click.BadParameter(f"{name!r}; give letters, digits, '.', '_' and '-', at most 100")
+    return name
+
+
+@lake.command()
+@click.argument("path")
+@with_lake
+@click.option(
+    "--cluster",
+    callback=_cluster_name,
+    help="Name of the machine that the data is of.  [default: from the data's layout]",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Local processes, or Slurm jobs.  [default: usable cores]")
+@click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster there, as in tcp://host:8786.")
+@click.option("--slurm", is_flag=True, help="Work in Slurm jobs, through dask-jobqueue and its configuration.")
+@click.option("--force", is_flag=True, help="Take a file even if it has become shorter since it was ingested.")
+@click.option("--anonymous", is_flag=True, help="Ask an s3:// bucket without an account.")
+@click.option(
+    "--max-member-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refuse what inflates past this.",
+)
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: on a terminal]")
+@with_format
+def ingest(
+    show: Show,
+    *,
+    path: str,
+    lake: Path | None,
+    cluster: str | None,
+    workers: int | None,
+    scheduler: str | None,
+    slurm: bool,
+    force: bool,
+    anonymous: bool,
+    max_member_gib: float | None,
+    progress: bool | None,
+) -> None:
+    """Ingest PATH into a lake: a folder, a .tar, .tar.gz, .tar.zst, a single file, or a URL such as s3://bucket/prefix.
+
+    The layout is detected. What cannot be taken goes to the table `quarantine` with its reason, and the exit code is 3.
+    Ingesting the same again changes nothing; a file that has grown replaces its old rows.
+
+    Example: jobwatt lake ingest recording.tar.zst --lake data/lake --workers 4
+    """
+    if scheduler and slurm:
+        raise click.UsageError("--scheduler and --slurm exclude each other; give one of them.")
+    from ingest.pipeline import ingest as ingest_into
+    from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
+
+    root = load(lake=lake).lake
+    most_bytes = DEFAULT_MAX_MEMBER_BYTES if max_member_gib is None else int(max_member_gib * 1024 * BYTES_PER_MIB)
+    with closing(_open_runner(workers, scheduler, slurm)) as runner, byte_bar("ingest", progress) as bar:
+
+        def tell(now: Progress) -> None:
+            if bar is not None:
+                bar(now.bytes_done, now.bytes_total)
+
+        report = ingest_into(
+            path,
+            root,
+            cluster=cluster,
+            runner=runner,
+            force=force,
+            anonymous=anonymous,
+            max_member_bytes=most_bytes,
+            progress=None if bar is None else tell,
+        )
+    show(report)
+    if report.partial:
+        click.get_current_context().exit(PARTLY_DONE)
+
+
+def _open_runner(workers: int | None, scheduler: str | None, slurm: bool) -> Runner:
+    from ingest.runner import DaskRunner, PoolRunner, SerialRunner, SlurmRunner, usable_cores
+
+    if scheduler:
+        return DaskRunner(scheduler)
+    count = usable_cores() if workers is None else workers
+    if slurm:
+        return SlurmRunner(count)
+    return SerialRunner() if count == 1 else PoolRunner(count)
+
+
+@lake.command()
+@with_lake
+@with_format
+def info(show: Show, *, lake: Path | None) -> None:
+    """Show the tables of a lake with their clusters, files, rows and bytes.
+
+    Example: jobwatt lake info --lake data/lake --format json
+    """
+    with open_lake(lake) as opened:
+        show(opened.info().tables)
+
+
+@lake.command()
+@with_lake
+@with_format
+def check(show: Show, *, lake: Path | None) -> None:
+    """Check that every file of a lake is there, whole, sorted and as its manifest says; exit 1 where one is not.
+
+    Example: jobwatt lake check --lake data/lake
+    """
+    with open_lake(lake) as opened:
+        report = opened.check()
+    show(report)
+    if report.problems:
+        click.get_current_context().exit(DATA_PROBLEM)

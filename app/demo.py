@@ -1,0 +1,375 @@
+"""The whole line once: a recording becomes a lake, windows, features, a class for each job, and a first cap bound."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from app.charts import above_column, draw_classes, draw_examples, page
+from features.covariance import covariance, covariance_names
+from features.statistical import statistic_names, statistics
+from features.windows import CHALLENGE_CHANNELS, WindowSpec, cut_windows
+from ingest.errors import SourceError
+from ingest.lake import Lake
+from ingest.pipeline import IngestReport, Progress, ingest
+from ingest.runner import Runner
+from ingest.units import US_PER_S
+from models.metrics import Score, score
+from models.power.bound import CAP_SHARES, SecondAverages, bound_caps, second_averages, sum_bounds
+from models.splits import jobs_per_class
+from models.workload.baseline import CrossValidation, cross_validate
+
+FloatArray = npt.NDArray[np.float64]
+
+SHIPPED_ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "h200-01.tar.zst"
+
+SPEC = WindowSpec(seconds=15, place="middle")
+"""The recordings last 22 s, so a window is shorter than the challenge's minute."""
+
+SEED = 37
+
+FEW_JOBS = 15
+"""Fewer jobs a class than this, and the score says more of the recording than of the method."""
+
+_SAMPLE_COLUMNS = ("job_id", "node", "gpu_index", "time", *CHALLENGE_CHANNELS)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The rows of one recording in a lake that may hold others, whose job ids mean other jobs."""
+
+    lake: Lake
+    cluster: str
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """Return a table's rows of this recording."""
+        return self.lake.scan(table, self.cluster)
+
+    def read_series(
+        self, job_id: int, columns: Sequence[str], *, node: str | None = None, gpu_index: int | None = None
+    ) -> pl.DataFrame:
+        """Return the GPU samples of one job of this recording."""
+        return self.lake.read_series(job_id, columns, cluster=self.cluster, node=node, gpu_index=gpu_index)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """One kind of job: how many, how well found, and what they draw. ``above_…`` are shares of time, first bound."""
+
+    label: str
+    outside: bool
+    jobs: int
+    recall: float | None
+    power_mean_w: float | None
+    power_max_w: float | None
+    energy_j: float | None
+    above_80pct_tdp: float | None
+    above_60pct_tdp: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """Everything that the demo found, and where each figure comes from."""
+
+    archive: str
+    lake: str
+    chart: str
+    ingest: dict[str, int]
+    partial: bool
+    jobs: int
+    jobs_outside: int
+    windows: int
+    series_without_window: int
+    features: int
+    accuracy: dict[str, float]
+    family_accuracy: dict[str, float]
+    score_note: str
+    figures_from: dict[str, str]
+    seconds: float
+    classes: tuple[ClassRow, ...]
+
+
+def run_demo(
+    archive: Path,
+    lake_root: Path,
+    chart: Path,
+    *,
+    runner: Runner,
+    tell: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Progress], None] | None = None,
+) -> DemoReport:
+    """Return what one recording tells, after ingesting it into ``lake_root`` and drawing it into ``chart``.
+
+    A lake that holds the recording already is read as it is. ``tell`` gets a line before each step, ``progress`` how
+    far the ingest is.
+    """
+    began = time.monotonic()
+    if not archive.exists():
+        raise SourceError(f"{archive} is not there; give a recording with --archive, or run from a source checkout")
+    tell(f"1/5  {archive.name} into the lake {lake_root}")
+    report = ingest(str(archive), lake_root, runner=runner, progress=progress)
+    recording = Recording(Lake(lake_root), report.cluster)
+    jobs = read_jobs(recording)
+
+    tell(f"2/5  one window of {SPEC.seconds:g} s and {len(feature_names())} features from each GPU of {len(jobs)} jobs")
+    table, features, bounds, short = read_features(recording, jobs["job_id"].to_list())
+
+    tell("3/5  LightGBM, each job classified by a model that has not seen it")
+    labels = jobs.select("job_id", "label").filter(~jobs["outside"])
+    found = classify(table, features, labels)
+
+    tell("4/5  draw, energy, and the time above caps of 80 and 60 % of TDP (first bound)")
+    classes = summarise_classes(jobs, bounds, found)
+
+    tell(f"5/5  chart {chart}")
+    family = dict(jobs.filter(~jobs["outside"]).select("label", "family").unique().iter_rows())
+    result = DemoReport(
+        archive=str(archive),
+        lake=str(lake_root),
+        chart=str(chart),
+        ingest=_counts(report),
+        partial=report.partial,
+        jobs=len(jobs),
+        jobs_outside=int(jobs["outside"].sum()),
+        windows=table.height,
+        series_without_window=short,
+        features=features.shape[1],
+        accuracy=_figures(found.score) if found else {},
+        family_accuracy=_figures(score_families(found, family)) if found else {},
+        score_note=_score_note(found),
+        figures_from={
+            "power_*, energy_j": "MEASURED by each GPU's own meter; energy by trapezoids, none across a gap",
+            "recall, accuracy": "MEASURED on jobs that the model had not seen",
+            "above_*": (
+                "first bound: share of time whose one-second average draw, MEASURED without a cap, lies above a cap of "
+                "80 or 60 % of TDP; no prediction of a slowdown"
+            ),
+        },
+        seconds=time.monotonic() - began,
+        classes=tuple(ClassRow(**row) for row in classes.to_dicts()),
+    )
+    _write(chart, draw_page(recording, jobs, bounds, classes, result))
+    return result
+
+
+def feature_names() -> list[str]:
+    """Return the names of the demo's features in the order of their columns."""
+    return [*covariance_names(CHALLENGE_CHANNELS), *statistic_names(CHALLENGE_CHANNELS)]
+
+
+def read_jobs(recording: Recording) -> pl.DataFrame:
+    """Return one row for each job that has GPU samples: what it is, how long it was seen, what it drew.
+
+    A kind outside the challenge is known by ``job_parameters`` alone; its ``family`` is null.
+    """
+    labels = recording.scan("labels").select("job_id", "label", "family")
+    kinds = recording.scan("job_parameters").select("job_id", "workload")
+    return (
+        recording.scan("job_stats")
+        .select("job_id", "covered_gpu_s", "energy_j", "power_mean_w", "power_max_w")
+        .join(labels, on="job_id", how="left")
+        .join(kinds, on="job_id", how="left")
+        .with_columns(outside=pl.col("label").is_null(), label=pl.coalesce("label", "workload", pl.lit("not labelled")))
+        .drop("workload")
+        .sort("job_id")
+        .collect()
+    )
+
+
+def read_features(recording: Recording, job_ids: Sequence[int]) -> tuple[pl.DataFrame, FloatArray, pl.DataFrame, int]:
+    """Return the window table, its features, the first bound of each series, and how many series gave no window.
+
+    One job is in memory at a time, whatever the size of the lake.
+    """
+    devices = recording.scan("devices").collect()
+    tables, features, bounds, short = [], [], [], 0
+    for job_id in job_ids:
+        samples = recording.read_series(job_id, _SAMPLE_COLUMNS)
+        windows = cut_windows(samples, SPEC)
+        tables.append(windows.table)
+        features.append(np.hstack([covariance(windows.values), statistics(windows.values)]))
+        bounds.append(bound_caps(samples, devices))
+        short += windows.short.height
+    if not tables:
+        raise SourceError(f"{recording.lake.root} has no job with GPU samples; give a recording that has some")
+    return pl.concat(tables), np.vstack(features), pl.concat(bounds), short
+
+
+def classify(table: pl.DataFrame, features: FloatArray, labels: pl.DataFrame) -> CrossValidation | None:
+    """Return the cross-validation over the labelled jobs' windows; None where there are too few jobs to learn from."""
+    of_window = table.select("job_id").join(labels, on="job_id", how="left", maintain_order="left")
+    job_ids, label = of_window["job_id"].to_numpy(), of_window["label"].to_list()
+    labelled = of_window.drop_nulls()
+    n_jobs = jobs_per_class(labelled["label"].to_list(), labelled["job_id"].to_numpy())
+    if sum(jobs > 1 for jobs in n_jobs.values()) < 2:
+        return None
+    return cross_validate(features, job_ids, label, seed=SEED)
+
+
+def score_families(found: CrossValidation, family: dict[str, str]) -> Score:
+    """Return the score of the families of the predicted classes: a wrong network of the right family counts."""
+    truth, predicted = ([family[label] for label in found.predictions[name]] for name in ("label", "predicted"))
+    return score(truth, predicted, np.random.default_rng(SEED))
+
+
+def summarise_classes(jobs: pl.DataFrame, bounds: pl.DataFrame, found: CrossValidation | None) -> pl.DataFrame:
+    """Return one row for each kind of job with the columns of `ClassRow`: the challenge's classes, then the others."""
+    kinds = jobs.group_by("label", "outside").agg(
+        pl.len().cast(pl.Int64).alias("jobs"),
+        (pl.col("energy_j").sum() / pl.col("covered_gpu_s").sum()).fill_nan(None).alias("power_mean_w"),
+        pl.col("power_max_w").max(),
+        pl.col("energy_j").sum(),
+    )
+    kind_of_job = jobs.select("job_id", "label", "outside")
+    above = sum_bounds(bounds.join(kind_of_job, on="job_id"), ["label", "outside"]).select(
+        "label", "outside", pl.col("cap_share"), "above_time_share"
+    )
+    for share in CAP_SHARES:
+        column = above.filter(pl.col("cap_share") == share).rename({"above_time_share": above_column(share)})
+        kinds = kinds.join(column.drop("cap_share"), on=["label", "outside"], how="left")
+    if found:
+        recall = found.recall.select("label", "recall", outside=pl.lit(False))
+        kinds = kinds.join(recall, on=["label", "outside"], how="left")
+    else:
+        kinds = kinds.with_columns(recall=pl.lit(None, dtype=pl.Float64))
+    return kinds.sort("outside", "label").select(list(ClassRow.__dataclass_fields__))
+
+
+def draw_page(
+    recording: Recording, jobs: pl.DataFrame, bounds: pl.DataFrame, classes: pl.DataFrame, report: DemoReport
+) -> str:
+    """Return the demo's page: what was done, two figures, and the table of classes."""
+    readings, averages = example_power(recording, jobs, bounds)
+    marked = classes.with_columns(label=pl.when("outside").then(pl.col("label") + " (outside)").otherwise("label"))
+    draw, found, bound = report.figures_from.values()
+    facts = [
+        ("recording", f"{Path(report.archive).name}: {report.jobs} jobs, {report.jobs_outside} of them of other kinds"),
+        ("features", f"{report.features} of one window of {SPEC.seconds:g} s ({SPEC.place}) of each GPU of a job"),
+        ("classes", _score_text(report.accuracy)),
+        ("families", _score_text(report.family_accuracy)),
+        ("what that is worth", report.score_note),
+        ("watts and joules", draw),
+        ("recall and accuracy", found),
+        ("time above caps", bound),
+    ]
+    figures = [
+        (
+            "Power of one job of each family",
+            "The job of median power of each family, and of each kind outside the challenge. A cap touches the job "
+            "where the one-second average lies above its line.",
+            draw_examples(readings, averages, CAP_SHARES),
+        ),
+        (
+            "Power of each class, and how long a cap would bind",
+            "Mean and peak of all jobs of a class; share of time whose one-second average draw lies above the cap: a "
+            "first bound, no prediction of a slowdown.",
+            draw_classes(marked, CAP_SHARES),
+        ),
+    ]
+    names = {
+        "label": "class",
+        "power_mean_w": "mean draw (W)",
+        "power_max_w": "highest reading (W)",
+        "energy_j": "energy (J)",
+        **{above_column(share): f"time above {share:.0%} of TDP (%)" for share in CAP_SHARES},
+    }
+    percent = marked.with_columns(pl.col([above_column(share) for share in CAP_SHARES]) * 100)
+    table = percent.drop("outside").rename(names)
+    caption = (
+        "“outside”: no class of the challenge, and not trained on. A dash: not known. Energy is that of all the jobs."
+    )
+    return page("jobwatt demo", facts, figures, [("The same in numbers", caption, table)])
+
+
+def example_power(recording: Recording, jobs: pl.DataFrame, bounds: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return readings and one-second averages of one GPU of one job of each family: the job of median power."""
+    kinds = jobs.with_columns(kind=pl.coalesce("family", "label"))
+    chosen = (
+        kinds.drop_nulls("power_mean_w")
+        .sort("outside", "kind", "power_mean_w", "job_id")
+        .group_by("outside", "kind", maintain_order=True)
+        .agg(pl.col("job_id", "label").get((pl.len() - 1) // 2))
+    )
+    readings, averages = [], []
+    for outside, kind, job_id, label in chosen.iter_rows():
+        node, gpu_index, tdp_w = bounds.filter(pl.col("job_id") == job_id).select("node", "gpu_index", "tdp_w").row(0)
+        series = recording.read_series(job_id, ("time", "power_w"), node=node, gpu_index=gpu_index)
+        title = f"{label} (outside)" if outside else f"{kind}: {label}"
+        elapsed_s = (series["time"] - series["time"].min()).dt.total_microseconds().to_numpy() / US_PER_S
+        seconds = second_averages(elapsed_s, series["power_w"].cast(pl.Float64).to_numpy())
+        readings.append(series.select(title=pl.lit(title), elapsed_s=pl.Series(elapsed_s), power_w="power_w"))
+        averages.append(_steps(seconds).select(pl.lit(title).alias("title"), pl.all(), tdp_w=pl.lit(tdp_w, pl.Float64)))
+    return pl.concat(readings), pl.concat(averages)
+
+
+def _steps(seconds: SecondAverages) -> pl.DataFrame:
+    """Return elapsed_s and power_w of both ends of each second's step, with a null where a second is not known."""
+    begin, power_w = seconds.second.astype(np.float64), seconds.power_w
+    ends = pl.DataFrame({"elapsed_s": begin + seconds.covered_s, "power_w": power_w})
+    holes = ends.filter(np.diff(seconds.second, append=seconds.second[-1:]) > 1).with_columns(power_w=None)
+    # At one time, one second's end comes before the hole, and that before the next second's begin.
+    steps = pl.concat([ends, holes, pl.DataFrame({"elapsed_s": begin, "power_w": power_w})])
+    return steps.sort("elapsed_s", maintain_order=True)
+
+
+def _figures(scored: Score) -> dict[str, float]:
+    return {
+        "accuracy": scored.accuracy,
+        "low_95pct": scored.low,
+        "high_95pct": scored.high,
+        "majority": scored.majority,
+        "chance": scored.chance,
+        "jobs": scored.jobs,
+        "classes": scored.classes,
+    }
+
+
+def _score_text(figures: dict[str, float]) -> str:
+    if not figures:
+        return "not scored: fewer than two classes have two labelled jobs"
+    return (
+        f"{figures['accuracy']:.2f} of {figures['jobs']} jobs right among {figures['classes']} "
+        f"(95 % interval {figures['low_95pct']:.2f} to {figures['high_95pct']:.2f}); "
+        f"always the commonest {figures['majority']:.2f}, by chance {figures['chance']:.2f}"
+    )
+
+
+def _score_note(found: CrossValidation | None) -> str:
+    """Return in words what the score is worth."""
+    if found is None:
+        return "no class was learned: fewer than two classes have two labelled jobs"
+    jobs = found.score.jobs / found.score.classes
+    parts = [
+        f"{found.folds}-fold cross-validation by job, {jobs:.3g} jobs a class",
+        f"{found.jobs_without_label} jobs of other kinds neither learned nor scored",
+    ]
+    if found.few:
+        parts.append(f"fewer jobs than folds: {', '.join(found.few)}")
+    if found.left_out:
+        parts.append(f"left out, a single job: {', '.join(found.left_out)}")
+    if jobs < FEW_JOBS:
+        parts.append("few to learn from: this shows the line working, not how well jobs can be told apart")
+    return "; ".join(parts)
+
+
+def _counts(report: IngestReport) -> dict[str, int]:
+    names = ("files", "rows_in", "rows_out", "rows_unchanged", "rows_merged", "rows_quarantined")
+    return {name: getattr(report, name) for name in names}
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a page whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        staged.write_text(text, encoding="utf-8")
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)

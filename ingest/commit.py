@@ -1,0 +1,287 @@
+"""The commit task: from what was staged to the lake's next state, at one stroke.
+
+Everything is written under staging names and made durable first; replacing HEAD is the commit; moves and removals follow,
+and whoever comes next finishes them if this process dies in between.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from ingest.derive import derive, missing_counts, quality_rows
+from ingest.errors import LakeError
+from ingest.head import Head, LakePart, finish_moves, sync_folder, write_head
+from ingest.manifest import INPUTS_SCHEMA, read_inputs, read_pieces, write_index
+from ingest.parts import write_part
+from ingest.reconcile import Plan, reconcile, siblings
+from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Part
+from ingest.rewrite import RewriteResult, RewriteSpec, rewrite_part
+from ingest.rollup import join_minutes
+from ingest.schemas import TABLES
+from ingest.staging import conform_pieces, minutes_without
+
+_REMADE: Final = frozenset({"job_stats", "devices", "quality"})
+
+
+def commit(spec: CommitSpec) -> CommitResult:
+    """Bring the lake to its next state, unless some files must be read again first."""
+    root = Path(spec.lake)
+    pieces = read_pieces(root, spec.head)
+    live = pieces.filter(pl.col("cluster") == spec.cluster).drop("cluster")
+    paths = {str(root / p.file): p for p in spec.head.parts}
+    live = live.with_columns((pl.lit(f"{root}/") + pl.col("part")).alias("part"))
+    replaced = {r.name for r in spec.records if r.status == "replaced"}
+    if missing := siblings(live, replaced):
+        return CommitResult(rescan=tuple(sorted(missing)))
+    changed = [r for r in spec.records if r.status in ("new", "replaced")]
+    if not changed and not spec.refused:
+        return CommitResult(spec.head.generation, (), spec.records, _table_rows(spec.head.parts, spec.cluster))
+    builder = _Builder(spec, root, paths)
+    new = [pl.read_parquet(r.pieces) for r in spec.results if r.pieces]
+    fresh = pl.concat(new) if new else conform_pieces(live.clear())
+    plan = reconcile(live, fresh, replaced)
+    rewritten = [
+        rewrite_part(RewriteSpec(rewrite, spec.staging, f"rewrite-{i:05d}")) for i, rewrite in enumerate(plan.rewrites)
+    ]
+    records = _settle(spec.records, rewritten)
+    builder.add_samples(plan, rewritten)
+    builder.add_minutes(plan, rewritten)
+    builder.add_quarantine(rewritten, {r.name for r in changed})
+    index = builder.index(live, fresh, plan, rewritten)
+    counts = _counts(spec, rewritten, records)
+    new_quality = builder.add_derived(index, counts, {r.name for r in changed})
+    head = builder.publish(records, index, pieces)
+    reasons: Counter[str] = Counter()
+    for reason, n in new_quality:
+        reasons[reason] += n
+    return CommitResult(head.generation, (), records, _table_rows(head.parts, spec.cluster), dict(reasons))
+
+
+def _table_rows(parts: Iterable[LakePart], cluster: str) -> dict[str, int]:
+    rows: Counter[str] = Counter()
+    for part in parts:
+        if part.cluster == cluster:
+            rows[part.table] += part.rows
+    return {name: rows[name] for name in TABLES if name in rows}
+
+
+def _settle(records: Sequence[FileRecord], rewritten: Sequence[RewriteResult]) -> tuple[FileRecord, ...]:
+    """Return the records with what merging made of their rows: merged, or in quarantine, instead of out."""
+    merged, lost, repeated = Counter[str](), Counter[str](), Counter[str]()
+    for result in rewritten:
+        merged.update(result.merged)
+        lost.update(result.orphaned)
+        repeated.update(result.repeated)
+    settled = []
+    for record in records:
+        name = record.name
+        if record.kind == "gpu_extended" and record.status in ("new", "replaced"):
+            record = replace(  # noqa: PLW2901
+                record,
+                rows_out=record.rows_out - merged[name] - lost[name],
+                rows_merged=merged[name],
+                rows_quarantined=record.rows_quarantined + lost[name],
+            )
+        if repeated[name] and record.status in ("new", "replaced"):
+            gone = repeated[name]
+            record = replace(  # noqa: PLW2901
+                record, rows_out=record.rows_out - gone, rows_quarantined=record.rows_quarantined + gone
+            )
+        settled.append(record)
+    return tuple(settled)
+
+
+def _counts(spec: CommitSpec, rewritten: Sequence[RewriteResult], records: Sequence[FileRecord]) -> Counter[CountKey]:
+    counts: Counter[CountKey] = Counter()
+    null_cells: Counter[tuple[str, str]] = Counter()
+    for result in spec.results:
+        counts.update(result.counts)
+        null_cells.update(result.null_cells)
+    for rewrite in rewritten:
+        counts.update(rewrite.counts)
+    counts.update(missing_counts(null_cells, {r.name: r for r in records}))
+    for name, reason, detail, rows in spec.refused:
+        counts[name, None, reason, detail] += max(rows, 1)
+    return counts
+
+
+class _Builder:
+    """Gathers the parts of the next state."""
+
+    def __init__(self, spec: CommitSpec, root: Path, paths: Mapping[str, LakePart]) -> None:
+        self._spec = spec
+        self._root = root
+        self._paths = paths
+        self._generation = spec.head.generation + 1
+        self._live = {p.file: p for p in spec.head.parts if p.cluster == spec.cluster}
+        self._others = [p for p in spec.head.parts if p.cluster != spec.cluster]
+        self._new: list[tuple[LakePart, str]] = []
+        self._final: dict[str, str] = {}
+        self._number: Counter[str] = Counter()
+        self._staged = Path(spec.staging)
+
+    def _adopt(self, part: Part) -> None:
+        """Give a staged part its final name."""
+        table = part.table
+        name = f"part-{self._generation:06d}-{self._number[table]:05d}.parquet"
+        self._number[table] += 1
+        file = f"{table}/cluster={self._spec.cluster}/{name}"
+        self._final[part.path] = file
+        staged = Path(part.path).relative_to(self._root).as_posix()
+        self._new.append((LakePart(table, self._spec.cluster, file, part.rows, part.bytes), staged))
+
+    def _write(self, table: str, stem: str, frame: pl.DataFrame) -> None:
+        if frame.height:
+            path = self._staged / "commit" / f"{table}-{stem}.parquet"
+            self._adopt(write_part(path, table, frame))
+
+    def _live_of(self, table: str) -> list[LakePart]:
+        return [p for p in self._live.values() if p.table == table]
+
+    def _read(self, table: str) -> pl.DataFrame:
+        """Return a small table of the next state, as far as it is gathered."""
+        paths = [self._root / p.file for p in self._live_of(table)]
+        paths += [self._root / staged for part, staged in self._new if part.table == table]
+        frames = [pl.read_parquet(path, hive_partitioning=False) for path in paths]
+        return pl.concat(frames) if frames else TABLES[table].empty()
+
+    def add_samples(self, plan: Plan, rewritten: Sequence[RewriteResult]) -> None:
+        """Take the staged parts that stay, and the rewritten ones for those that do not."""
+        out = plan.touched_parts | plan.gone_parts
+        for path in out:
+            if path in self._paths:
+                self._live.pop(self._paths[path].file, None)
+        staged = [part for result in self._spec.results for part in result.parts]
+        staged += [part for result in rewritten for part in result.parts]
+        for part in staged:
+            if part.table not in ("gpu_minutes", "quarantine") and part.path not in out:
+                self._adopt(part)
+
+    def add_minutes(self, plan: Plan, rewritten: Sequence[RewriteResult]) -> None:
+        """Take the new minutes and drop those of series that were replaced or merged."""
+        if plan.void_series.height:
+            for part in self._live_of("gpu_minutes"):
+                old = pl.read_parquet(self._root / part.file, hive_partitioning=False)
+                left = minutes_without(old, plan.void_series)
+                if left.height < old.height:
+                    del self._live[part.file]
+                    self._write("gpu_minutes", f"left-{len(self._new)}", left)
+        scanned = [
+            minutes_without(pl.read_parquet(part.path), plan.merged_series)
+            for result in self._spec.results
+            for part in result.parts
+            if part.table == "gpu_minutes"
+        ]
+        merged = [
+            pl.read_parquet(part.path).join(
+                plan.merged_series, on=plan.merged_series.columns, how="semi", nulls_equal=True
+            )
+            for result in rewritten
+            for part in result.parts
+            if part.table == "gpu_minutes"
+        ]
+        if scanned or merged:
+            self._write("gpu_minutes", "new", join_minutes(pl.concat([*scanned, *merged])))
+
+    def add_quarantine(self, rewritten: Sequence[RewriteResult], changed: set[str]) -> None:
+        """Take the new quarantined rows; those of files that were read anew go."""
+        gone = changed | {name for name, *_ in self._spec.refused}
+        for part in self._live_of("quarantine"):
+            old = pl.read_parquet(self._root / part.file, hive_partitioning=False)
+            left = old.filter(~pl.col("file").is_in(sorted(gone)))
+            if left.height < old.height:
+                del self._live[part.file]
+                self._write("quarantine", f"left-{len(self._new)}", left)
+        for i, result in enumerate(self._spec.results):
+            shift = self._spec.line_shift.get(result.part, 0)
+            for part in result.parts:
+                if part.table == "quarantine":
+                    if shift:
+                        rows = pl.read_parquet(part.path).with_columns(pl.col("line") + shift)
+                        self._write("quarantine", f"shifted-{i}-{len(self._new)}", rows)
+                    else:
+                        self._adopt(part)
+        for rewrite in rewritten:
+            for part in rewrite.parts:
+                if part.table == "quarantine":
+                    self._adopt(part)
+        rows = [(name, None, n, "", reason, detail, None) for name, reason, detail, n in self._spec.refused]
+        self._write("quarantine", "refused", pl.DataFrame(rows, schema=TABLES["quarantine"].columns, orient="row"))
+
+    def index(
+        self, live: pl.DataFrame, fresh: pl.DataFrame, plan: Plan, rewritten: Sequence[RewriteResult]
+    ) -> pl.DataFrame:
+        """Return the pieces of the next state, parts under their final names."""
+        out = list(plan.touched_parts | plan.gone_parts)
+        again = [pl.read_parquet(r.pieces) for r in rewritten if r.pieces]
+        every = pl.concat([p.filter(~pl.col("part").is_in(out)) for p in (live, fresh)] + again)
+        names = {path: part.file for path, part in self._paths.items()} | self._final
+        return every.with_columns(pl.col("part").replace_strict(names, return_dtype=pl.String))
+
+    def add_derived(self, index: pl.DataFrame, counts: Counter[CountKey], changed: set[str]) -> list[tuple[str, int]]:
+        """Make devices, job statistics and quality anew; return the reason codes that this run added, with counts."""
+        jobs = self._read("jobs").select("job_id", "attempt", "start_time", "end_time", "gpu_type")
+        derived = derive(index, jobs, self._read("labels"))
+        old = self._read("quality")
+        for table in _REMADE:
+            for part in self._live_of(table):
+                del self._live[part.file]
+        gone = sorted(changed | {name for name, *_ in self._spec.refused} | {""})
+        kept = old.filter(~pl.col("file").is_in(gone))
+        new = quality_rows(counts)
+        self._write("devices", "all", derived.devices)
+        self._write("job_stats", "all", derived.job_stats)
+        self._write("quality", "all", pl.concat([kept, new, derived.quality]))
+        key = ["job_id", "reason", "count"]
+        fresh = derived.quality.join(old.filter(pl.col("file") == ""), on=key, how="anti", nulls_equal=True)
+        return [(reason, n) for reason, n in pl.concat([new, fresh]).select("reason", "count").iter_rows()]
+
+    def publish(self, records: Sequence[FileRecord], index: pl.DataFrame, pieces: pl.DataFrame) -> Head:
+        """Write the index, commit, and finish the moves."""
+        cluster, generation = self._spec.cluster, self._generation
+        inputs = read_inputs(self._root, self._spec.head)
+        taken = [r for r in records if r.status in ("new", "replaced")]
+        lost = [r.name for r in taken if not r.is_conserved]
+        if lost:
+            raise LakeError(f"rows of {lost[0]} do not add up; nothing was committed, please report this")
+        rows = [
+            (
+                cluster,
+                r.name,
+                r.kind,
+                r.size,
+                r.checksum,
+                r.rows_in,
+                r.rows_out,
+                r.rows_quarantined,
+                r.rows_merged,
+                generation,
+            )
+            for r in taken
+        ]
+        new_inputs = pl.DataFrame(rows, schema=INPUTS_SCHEMA, orient="row")
+        same = (pl.col("cluster") == cluster) & pl.col("name").is_in([r.name for r in taken])
+        inputs = pl.concat([inputs.filter(~same), new_inputs]).sort("cluster", "name")
+        elsewhere = pieces.filter(pl.col("cluster") != cluster)
+        mine = index.select(pl.lit(cluster).alias("cluster"), pl.all())
+        parts = [*self._others, *self._live.values(), *(part for part, _ in self._new)]
+        old = self._spec.head
+        head = Head(
+            generation,
+            tuple(parts),
+            write_index(self._root, f"inputs-{generation:06d}.parquet", inputs),
+            write_index(self._root, f"pieces-{generation:06d}.parquet", pl.concat([elsewhere, mine])),
+            {part.file: staged for part, staged in self._new},
+            tuple(sorted({p.file for p in old.parts} - {p.file for p in parts}))
+            + tuple(f"_manifest/{name}" for name in (old.inputs, old.pieces) if name),
+        )
+        for folder in {(self._root / staged).parent for _, staged in self._new}:
+            sync_folder(folder)
+        write_head(self._root, head)
+        return finish_moves(self._root, head)

@@ -1,0 +1,100 @@
+"""What the lake tells beyond its rows: devices, job statistics, and what is odd about a job. Pure; made anew each run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Final
+
+import polars as pl
+
+from ingest.records import CountKey, FileRecord
+from ingest.rollup import join_pieces, summarise_jobs
+from ingest.schemas import DEVICES, QUALITY
+
+OUTSIDE_TOLERANCE_S: Final = 60
+_SAMPLE_KINDS = frozenset({"gpu", "gpu_extended", "nvidia_smi", "cpu", "node"})
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """Frames of ``devices``, ``job_stats``, and the rows of ``quality`` that no single file is the cause of."""
+
+    devices: pl.DataFrame
+    job_stats: pl.DataFrame
+    quality: pl.DataFrame
+
+
+def read_gpu_types() -> pl.DataFrame:
+    """Return the reference table of GPU types (gpu_type, product, tdp_w, source)."""
+    return pl.read_csv(resources.files("ingest").joinpath("gpu_types.csv").read_bytes())
+
+
+def derive(pieces: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) -> Derived:
+    """Return what follows from all series of a cluster, its jobs and its labels."""
+    series = join_pieces(pieces.filter(pl.col("table") == "gpu_samples"))
+    return Derived(_devices(series, jobs), summarise_jobs(series, jobs), _oddities(series, jobs, labels))
+
+
+def _devices(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
+    types = jobs.filter(pl.col("gpu_type").is_not_null()).unique("job_id", keep="last", maintain_order=True)
+    tdp = read_gpu_types().select("gpu_type", pl.col("tdp_w").cast(pl.Float32))
+    found = (
+        series.join(types.select("job_id", "gpu_type"), on="job_id", how="left")
+        .group_by("node", "gpu_index")
+        .agg(
+            pl.col("first_time").min().alias("valid_from"),
+            pl.col("gpu_type").drop_nulls().mode().sort().first().alias("gpu_type"),
+            pl.col("memory_total_max_mib").max().alias("memory_mib"),
+        )
+        .join(tdp, on="gpu_type", how="left")
+        .sort("node", "gpu_index")
+    )
+    return DEVICES.conform(found)
+
+
+def _oddities(series: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    known_jobs = jobs.select("job_id").unique()
+    seen = series.filter(pl.col("job_id").is_not_null())
+    span = jobs.group_by("job_id").agg(
+        pl.col("start_time").min().dt.offset_by(f"-{OUTSIDE_TOLERANCE_S}s"),
+        pl.col("end_time").max().dt.offset_by(f"{OUTSIDE_TOLERANCE_S}s"),
+    )
+    outside = seen.join(span, on="job_id").filter(
+        (pl.col("first_time") < pl.col("start_time")) | (pl.col("last_time") > pl.col("end_time"))
+    )
+    frames = [
+        _rows(seen.filter(pl.col("gaps") > 0), "gap", pl.col("gaps").sum()),
+        _rows(seen.filter(pl.col("clock_jumps") > 0), "clock_jump", pl.col("clock_jumps").sum()),
+        _rows(outside, "outside_job", pl.len().cast(pl.Int64)),
+    ]
+    if known_jobs.height:
+        orphans = seen.join(known_jobs, on="job_id", how="anti")
+        frames.append(_rows(orphans, "job_without_record", pl.len().cast(pl.Int64)))
+        unknown = labels.join(known_jobs, on="job_id", how="anti").join(seen, on="job_id", how="anti")
+        frames.append(_rows(unknown, "label_without_job", pl.len().cast(pl.Int64)))
+    return pl.concat(frames).sort("job_id", "reason")
+
+
+def _rows(frame: pl.DataFrame, reason: str, count: pl.Expr) -> pl.DataFrame:
+    grouped = frame.group_by("job_id").agg(count.cast(pl.Int64).alias("count"))
+    return QUALITY.conform(grouped.with_columns(file=pl.lit(""), reason=pl.lit(reason), detail=pl.lit("")))
+
+
+def quality_rows(counts: Mapping[CountKey, int]) -> pl.DataFrame:
+    """Return counted observations as rows of ``quality``."""
+    rows = [(file, job_id, reason, detail, n) for (file, job_id, reason, detail), n in counts.items()]
+    return pl.DataFrame(rows, schema=QUALITY.columns, orient="row").sort("file", "reason", "detail")
+
+
+def missing_counts(null_cells: Mapping[tuple[str, str], int], records: Mapping[str, FileRecord]) -> dict[CountKey, int]:
+    """Return missing cells of sample files by column: ``column_empty`` where no cell has a value, else ``missing_value``."""
+    counts: dict[CountKey, int] = {}
+    for (name, column), n in null_cells.items():
+        record = records.get(name)
+        if record is None or record.kind not in _SAMPLE_KINDS or n <= 0:
+            continue
+        reason = "column_empty" if n >= record.rows_out else "missing_value"
+        counts[name, None, reason, column] = n
+    return counts

@@ -1,0 +1,50 @@
+"""The lake's index: every input file that was taken, and which rows of which part came from it.
+
+Parquet files beside ``HEAD.json``, named by it; a new generation writes new ones.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from ingest.head import MANIFEST, Head
+from ingest.staging import PIECES_SCHEMA
+
+INPUTS_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "cluster": pl.String(),
+    "name": pl.String(),
+    "kind": pl.String(),
+    "size": pl.Int64(),
+    "checksum": pl.String(),
+    "rows_in": pl.Int64(),
+    "rows_out": pl.Int64(),
+    "rows_quarantined": pl.Int64(),
+    "rows_merged": pl.Int64(),
+    "generation": pl.Int64(),
+}
+
+
+def read_inputs(root: Path, head: Head) -> pl.DataFrame:
+    """Return every input file that the lake remembers."""
+    return pl.read_parquet(root / MANIFEST / head.inputs) if head.inputs else pl.DataFrame(schema=INPUTS_SCHEMA)
+
+
+def read_pieces(root: Path, head: Head) -> pl.DataFrame:
+    """Return the index of rows: pieces of every part that came from input files, with their cluster."""
+    schema = {"cluster": pl.String(), **PIECES_SCHEMA}
+    return pl.read_parquet(root / MANIFEST / head.pieces) if head.pieces else pl.DataFrame(schema=schema)
+
+
+def write_index(root: Path, name: str, frame: pl.DataFrame) -> str:
+    """Write inputs or pieces durably under ``name`` and return it."""
+    path = root / MANIFEST / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        frame.write_parquet(file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    return name

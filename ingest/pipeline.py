@@ -1,0 +1,351 @@
+"""One ingest from end to end: lock, plan, scan, commit. Light: the work with frames is in the tasks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from ingest import tasks
+from ingest.checksum import join_blocks
+from ingest.errors import JobwattError, LakeError, SourceError
+from ingest.head import STAGING, Head, writing
+from ingest.quality import is_defect
+from ingest.records import CommitResult, CommitSpec, FileRecord, IngestPlan, PlanSpec, ScanResult, ScanSpec
+from ingest.runner import PoolRunner, Runner, usable_cores
+from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES, is_url
+
+S = TypeVar("S")
+R = TypeVar("R")
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_CLUSTER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an ingest is, in bytes of its input files."""
+
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did. Per file and in all: rows_in = rows_out + rows_quarantined + rows_merged + rows_unchanged.
+
+    ``tables`` has the rows of each table of the cluster after the run; ``reasons`` the codes that this run counted.
+    """
+
+    source: str
+    lake: str
+    cluster: str
+    generation: int
+    files: int
+    files_unchanged: int
+    files_refused: int
+    rows_in: int
+    rows_out: int
+    rows_quarantined: int
+    rows_merged: int
+    rows_unchanged: int
+    tables: dict[str, int]
+    reasons: dict[str, int]
+    unknown_columns: dict[str, list[str]]
+    ignored_files: list[str]
+    bytes_in: int
+    seconds: float
+    records: tuple[FileRecord, ...] = field(default=(), repr=False)
+
+    @property
+    def partial(self) -> bool:
+        """Whether something could not be taken, or was bad (exit code 3)."""
+        return self.rows_quarantined > 0 or self.files_refused > 0 or any(is_defect(reason) for reason in self.reasons)
+
+
+def ingest(
+    source: str,
+    lake: Path,
+    *,
+    cluster: str | None = None,
+    runner: Runner | None = None,
+    force: bool = False,
+    anonymous: bool = False,
+    max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES,
+    progress: Callable[[Progress], None] | None = None,
+) -> IngestReport:
+    """Take an archive into a lake and return what became of it.
+
+    Parameters
+    ----------
+    source : a folder, a file, a .tar, .tar.gz, .tar.zst, or a URL that fsspec knows
+    cluster : name under which the rows stand; by default the layout's (``supercloud``, ``supercloud-hpca22``, ``recording``)
+    runner : where the tasks run; a pool of as many processes as there are cores where None
+    force : take files that became shorter
+    anonymous : access S3 without credentials
+
+    Raises
+    ------
+    SourceError, LakeError, JobwattError
+        With nothing committed.
+    """
+    if cluster is not None and not _CLUSTER_NAME.match(cluster):
+        raise ValueError(f"cluster is {cluster!r}; give letters, digits, '.', '_' and '-', at most 100")
+    began = time.monotonic()
+    own = runner is None
+    active = runner if runner is not None else PoolRunner(usable_cores())
+    where = source if is_url(source) else str(Path(source).resolve())
+    if not is_url(source) and not Path(source).exists():
+        raise SourceError(f"{source}: no such file or folder; give a folder, a .tar, .tar.gz, .tar.zst or a URL")
+    root = lake.resolve()
+    is_new = not (root / "_manifest").exists()
+    try:
+        with writing(root) as head:
+            run = _Run(root, head, active, progress)
+            try:
+                result = run.ingest(where, cluster, force, anonymous, max_member_bytes)
+            finally:
+                run.clean()
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise LakeError(
+                f"no space left for {lake} ({error.strerror}); nothing was committed, make room and repeat"
+            ) from error
+        raise JobwattError(f"{error.filename or lake}: {error.strerror or error}; nothing was committed") from error
+    finally:
+        if own:
+            active.close()
+        if is_new:
+            _remove_if_empty(root)
+    return _report(source, str(lake), result, run, time.monotonic() - began)
+
+
+def _remove_if_empty(root: Path) -> None:
+    """Remove what a first ingest that failed left of a new lake."""
+    manifest = root / "_manifest"
+    if manifest.is_dir() and not (manifest / "HEAD.json").exists():
+        shutil.rmtree(manifest, ignore_errors=True)
+        if root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
+
+
+class _Run:
+    """One ingest under the lake's lock."""
+
+    def __init__(self, root: Path, head: Head, runner: Runner, progress: Callable[[Progress], None] | None) -> None:
+        self._root = root
+        self._head = head
+        self._runner = runner
+        self._progress = progress
+        self._folder = root / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}"
+        self._done_bytes = 0
+        self._done_files = 0
+        self.plan: IngestPlan | None = None
+        self.unknown_columns: dict[str, list[str]] = {}
+
+    def ingest(
+        self, source: str, cluster: str | None, force: bool, anonymous: bool, max_member_bytes: int
+    ) -> CommitResult:
+        """Plan, scan and commit."""
+        self._clean_others()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        staging, lake = str(self._folder), str(self._root)
+        spec = PlanSpec(
+            source, lake, staging, self._runner.workers, self._head, cluster, anonymous, force, max_member_bytes
+        )
+        self.plan = plan = self._one(tasks.plan, spec)
+        self._tell()
+        results, records = self._scan(plan)
+        commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records, plan.refused)
+        commit = replace(commit, line_shift=_line_shift(results, plan))
+        result = self._one(tasks.commit, commit)
+        if result.rescan:
+            extra, records = self._rescan(plan, results, records, result.rescan)
+            results = [*results, *extra]
+            again = replace(commit, results=tuple(results), records=records)
+            result = self._one(tasks.commit, again)
+        return result
+
+    def _one(self, task: Callable[[S], R], spec: S) -> R:
+        """Run one task where it costs this process no memory, if there is such a place on this machine."""
+        if isinstance(self._runner, PoolRunner):
+            return next(iter(self._runner.map(task, [spec])))
+        return task(spec)
+
+    def _scan(self, plan: IngestPlan) -> tuple[list[ScanResult], tuple[FileRecord, ...]]:
+        specs = list(plan.specs)
+        records = list(plan.records)
+        if plan.verify:
+            changed, settled = self._verify(plan.verify, plan.template.force)
+            specs += changed
+            records += settled
+        results = list(self._map_scan(specs))
+        results.sort(key=lambda r: r.part)
+        return results, (*records, *_join_shares(results, specs))
+
+    def _map_scan(self, specs: Sequence[ScanSpec]) -> Iterable[ScanResult]:
+        for result in self._runner.map(tasks.scan, specs):
+            self._done_bytes += result.bytes_read
+            self._done_files += len(result.files)
+            for record in result.files:
+                for column in record.unknown_columns:
+                    names = self.unknown_columns.setdefault(column, [])
+                    if len(names) < 5:
+                        names.append(record.name)
+            self._tell()
+            yield result
+
+    def _verify(self, specs: Sequence[ScanSpec], force: bool) -> tuple[list[ScanSpec], list[FileRecord]]:
+        """Hash large files that the lake has; return the tasks of those that changed and the records of the others."""
+        digests: dict[str, dict[int, list[str]]] = {}
+        for name, start, blocks in self._runner.map(tasks.verify, specs):
+            digests.setdefault(name, {})[start] = blocks
+        changed: list[ScanSpec] = []
+        settled: dict[str, FileRecord] = {}
+        for spec in specs:
+            file = spec.files[0]
+            known = file.known
+            if known is None:
+                changed.append(spec)
+                continue
+            checksum = join_blocks([b for _, blocks in sorted(digests[file.name].items()) for b in blocks])
+            shrunken = file.member.size < known.size and not force
+            if checksum != known.checksum and not shrunken:
+                changed.append(spec)
+            elif file.name not in settled:
+                status = "unchanged" if checksum == known.checksum else "refused"
+                record = FileRecord(file.name, file.kind, status, known.size, known.checksum)
+                settled[file.name] = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
+        return changed, list(settled.values())
+
+    def _rescan(
+        self, plan: IngestPlan, results: Sequence[ScanResult], records: tuple[FileRecord, ...], names: Sequence[str]
+    ) -> tuple[list[ScanResult], tuple[FileRecord, ...]]:
+        """Read files again that share a series with a changed one."""
+        files = {file.name: file for spec in (*plan.specs, *plan.verify) for file in spec.files}
+        absent = [name for name in names if name not in files]
+        if absent:
+            raise LakeError(
+                f"{absent[0]} shares a series with a file that changed, but is not in this source; ingest them together"
+            )
+        specs = [
+            replace(
+                plan.template,
+                files=(replace(files[name], known=None, start=0, stop=None),),
+                part=f"rescan-{i:05d}",
+                stream=files[name].member.location if files[name].member.offset == -1 else "",
+            )
+            for i, name in enumerate(names)
+        ]
+        extra = list(self._map_scan(specs))
+        again = {record.name: replace(record, status="replaced") for result in extra for record in result.files}
+        return extra, tuple(again.get(record.name, record) for record in records)
+
+    def _tell(self) -> None:
+        if self._progress is not None and self.plan is not None:
+            total = max(self.plan.total_bytes, self._done_bytes)
+            self._progress(Progress(self._done_bytes, total, self._done_files))
+
+    def _clean_others(self) -> None:
+        """Remove what killed runs left: their staging, and files that no committed state lists."""
+        shutil.rmtree(self._root / STAGING, ignore_errors=True)
+        listed = {part.file for part in self._head.parts}
+        for path in self._root.glob("*/cluster=*/*.parquet"):
+            if path.relative_to(self._root).as_posix() not in listed:
+                path.unlink(missing_ok=True)
+        indexes = {self._head.inputs, self._head.pieces}
+        for path in (self._root / "_manifest").glob("*-*.parquet"):
+            if path.name not in indexes:
+                path.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Remove this run's staging."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        parent = self._root / STAGING
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> list[FileRecord]:
+    """Return one record a file; shares of one file are added up in the order of their place in it."""
+    start = {spec.part: spec.files[0].start for spec in specs if spec.files and spec.files[0].stop is not None}
+    whole: list[FileRecord] = []
+    shares: dict[str, list[tuple[int, FileRecord]]] = {}
+    for result in results:
+        if result.part in start:
+            for record in result.files:
+                shares.setdefault(record.name, []).append((start[result.part], record))
+        else:
+            whole += result.files
+    for found in shares.values():
+        ordered = [record for _, record in sorted(found, key=lambda item: item[0])]
+        total = ordered[0]
+        for record in ordered[1:]:
+            total = total.plus(record)
+        blocks = [block for record in ordered for block in record.checksum.split(",") if block]
+        whole.append(replace(total, size=sum(r.size for r in ordered), checksum=join_blocks(blocks)))
+    return whole
+
+
+def _line_shift(results: Sequence[ScanResult], plan: IngestPlan) -> dict[str, int]:
+    """Return for each share task how many lines of its file come before it."""
+    starts = {
+        spec.part: (spec.files[0].name, spec.files[0].start)
+        for spec in (*plan.specs, *plan.verify)
+        if spec.files and spec.files[0].stop is not None
+    }
+    lines: dict[str, list[tuple[int, str, int]]] = {}
+    for result in results:
+        if result.part in starts and result.files:
+            name, start = starts[result.part]
+            lines.setdefault(name, []).append((start, result.part, result.files[0].lines))
+    shift: dict[str, int] = {}
+    for found in lines.values():
+        before = 0
+        for _, part, n in sorted(found):
+            shift[part] = before
+            before += n
+    return shift
+
+
+def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: float) -> IngestReport:
+    plan = run.plan
+    if plan is None:
+        raise JobwattError(f"{source}: nothing was planned")
+    totals: Counter[str] = Counter()
+    for record in result.records:
+        for name in ("rows_in", "rows_out", "rows_quarantined", "rows_merged", "rows_unchanged"):
+            totals[name] += getattr(record, name)
+    for _, _, _, rows in plan.refused:
+        totals["rows_in"] += rows
+        totals["rows_quarantined"] += rows
+    refused = sum(r.status == "refused" for r in result.records) + len(plan.refused)
+    reasons = dict(sorted(result.reasons.items()))
+    return IngestReport(
+        source=source,
+        lake=lake,
+        cluster=plan.cluster,
+        generation=result.generation,
+        files=len(result.records),
+        files_unchanged=sum(r.status == "unchanged" for r in result.records),
+        files_refused=refused,
+        rows_in=totals["rows_in"],
+        rows_out=totals["rows_out"],
+        rows_quarantined=totals["rows_quarantined"],
+        rows_merged=totals["rows_merged"],
+        rows_unchanged=totals["rows_unchanged"],
+        tables=dict(result.tables),
+        reasons=reasons,
+        unknown_columns=run.unknown_columns,
+        ignored_files=list(plan.ignored),
+        bytes_in=plan.total_bytes,
+        seconds=round(seconds, 3),
+        records=result.records,
+    )

@@ -1,0 +1,124 @@
+"""What is believed of a value, and the stable reason codes under which anything else is counted.
+
+Three ends for a bad value, and no fourth. A value that says it is missing (``N/A``, a blank, a driver's sentinel) becomes
+null and is counted in ``quality``. A value that cannot be true, or a row that cannot be read, goes to ``quarantine`` with
+its raw line. A file that cannot be taken at all is refused under its name. Nothing is dropped without a code.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_GAP_S: Final = 10.0
+"""Two samples further apart than this have a gap between them: no energy and no coverage is counted across it."""
+
+CLOCK_JUMP_S: Final = 3600.0
+"""A step this long within one series is counted as a clock jump as well as a gap."""
+
+NULL_TOKENS: Final = frozenset(
+    ["", "N/A", "n/a", "NA", "[N/A]", "[Not Supported]", "[Unknown Error]", "nan", "NaN", "NAN", "null", "NULL", "None"]
+    + ["\\N", "-", "Unknown"]
+)
+"""What sources write for a value that they do not have (nvidia-smi, Slurm's exports, pandas, MySQL)."""
+
+SENTINELS: Final = frozenset(
+    [2.0**63, 2.0**63 - 1, -(2.0**63), 2.0**64 - 1, 2.0**64 - 2, 2.0**32 - 1, 2.0**32 - 2, 2.0**31 - 1, -(2.0**31)]
+)
+"""Unsigned or signed 'no value' of drivers and Slurm (NO_VAL, INFINITE); compared as float64."""
+
+LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "time_epoch_s": (0.0, 4_102_444_800.0),  # 1970 to 2100; a release with relative times starts at 0
+    "gpu_index": (0, 1023),
+    "gpu_util_pct": (0, 100),
+    "memory_util_pct": (0, 100),
+    "memory_free_mib": (0, 4_194_304),
+    "memory_used_mib": (0, 4_194_304),
+    "gpu_temp_c": (-20, 150),
+    "memory_temp_c": (-20, 150),
+    "power_w": (0, 2000),
+    "power_avg_w": (0, 2000),
+    "power_limit_w": (0, 5000),
+    "energy_counter_mj": (0, 1e16),
+    "sm_clock_mhz": (0, 10_000),
+    "mem_clock_mhz": (0, 50_000),
+    "pcie_link_width": (0, 64),
+    "elapsed_s": (0, 1e9),
+    "cpu_freq_khz": (0, 1e9),
+    "cpu_time_s": (0, 1e9),
+    "cpu_util_pct": (0, 1e7),
+    "rss_kib": (0, 1e13),
+    "vm_kib": (0, 1e15),
+    "page_faults": (0, 1e15),
+    "read_mib": (0, 1e12),
+    "write_mib": (0, 1e12),
+    "load": (0, 1e6),
+    "fs_latency_s": (0, 1e6),
+    "lustre_rpcs": (0, 1e15),
+    "mem_free_raw": (0, 1e13),
+    "job_id": (0, 2.0**62),
+    "energy_j": (0, 1e13),
+    "run_s": (0, 1e9),
+    "power_avg": (0, 2000),
+    "power_min": (0, 2000),
+    "power_max": (0, 2000),
+}
+"""Column to the least and greatest value that can be true; a value outside sends its row to quarantine."""
+
+DEFECT: Final = "defect"
+NOTICE: Final = "notice"
+
+REASONS: Final[dict[str, tuple[str, str]]] = {
+    # rows, in quarantine
+    "too_few_fields": (DEFECT, "the line has fewer fields than the header"),
+    "too_many_fields": (DEFECT, "the line has more fields than the header"),
+    "not_utf8": (DEFECT, "the line has bytes that are not UTF-8"),
+    "wrong_type": (DEFECT, "a cell is not a number where one is due, or not one of the allowed words"),
+    "out_of_range": (DEFECT, "a value lies outside what can be true"),
+    "missing_key": (DEFECT, "a time, index or id that the row needs is missing"),
+    "id_not_exact": (DEFECT, "an id is in exponent or decimal form, its digits are lost"),
+    "repeated_time": (DEFECT, "the series has a sample at this very time already; the first is kept"),
+    "repeated_row": (DEFECT, "the key of this row is taken already; the first is kept"),
+    "no_base_sample": (DEFECT, "an extended sample without the sample that it would extend"),
+    # whole files, in quarantine
+    "bad_file_name": (DEFECT, "the file's name does not say which job and node it belongs to"),
+    "missing_column": (DEFECT, "a column is not in the header; without a needed one the file is refused"),
+    "empty_file": (DEFECT, "the file holds nothing, not even a header"),
+    "shrunken": (DEFECT, "the file is shorter than what was taken from it before; --force takes it all the same"),
+    "series_from_other_file": (DEFECT, "this job and node came from another file in an earlier ingest"),
+    "unreadable": (DEFECT, "the file cannot be opened or read"),
+    "unsafe_member": (DEFECT, "an archive member with an absolute path, '..', or that is a link or a device"),
+    "repeated_member": (DEFECT, "an archive member of a name that the archive has already"),
+    "too_large": (DEFECT, "the member inflates past the limit"),
+    "unknown_file": (DEFECT, "a CSV that is no table of a known layout"),
+    "truncated": (DEFECT, "the compressed stream ends early; what came before it is kept"),
+    # observations, in quality
+    "missing_value": (DEFECT, "cells that say they are missing, in a column that has values elsewhere in the file"),
+    "column_empty": (NOTICE, "every cell of the column says that it is missing"),
+    "sentinel": (DEFECT, "a driver's or scheduler's 'no value' number; stored as null"),
+    "repeated_column": (DEFECT, "two columns of one name; the first is taken"),
+    "unknown_column": (NOTICE, "a column that the lake does not know; not stored"),
+    "out_of_order": (DEFECT, "samples not in time order in the file; sorted"),
+    "gap": (NOTICE, "steps longer than MAX_GAP_S"),
+    "clock_jump": (DEFECT, "steps longer than CLOCK_JUMP_S"),
+    "outside_job": (NOTICE, "samples over a minute before the job's start or after its end"),
+    "two_files_for_series": (DEFECT, "several files hold this job and node; joined by time"),
+    "requeued": (NOTICE, "the job has several rows in the log; kept as attempts"),
+    "mem_unit_unknown": (DEFECT, "MemoryFreeInactiveKB is neither GB nor KiB by its size; stored as null"),
+    "job_without_record": (NOTICE, "samples of a job that the scheduler's log does not have"),
+    "label_without_job": (DEFECT, "a label for a job that neither the log nor the samples have"),
+    "extended_lost": (DEFECT, "the samples that an extended file had completed were replaced; ingest it again"),
+    "end_before_start": (DEFECT, "the log has an end before the start; times kept as written"),
+    "digits_lost": (DEFECT, "a number in exponent form whose digits are lost; stored as null"),
+    "node_list_unreadable": (DEFECT, "a node list that is no list of names; kept as written"),
+    "start_before_submit": (DEFECT, "the log has a start before the submission; times kept as written"),
+}
+"""Reason code to its weight and its meaning. A defect makes the command's exit code 3; a notice does not."""
+
+
+def is_defect(reason: str) -> bool:
+    """Return whether a reason code counts as bad input (exit code 3) rather than as a remark.
+
+    >>> is_defect("out_of_range"), is_defect("gap")
+    (True, False)
+    """
+    return REASONS[reason][0] == DEFECT

@@ -1,0 +1,172 @@
+"""The small records that tasks take and return. Light: no frame library is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ingest.head import Head
+from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES, Member
+
+CountKey = tuple[str, int | None, str, str]
+"""File, job id, reason code, detail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the lake remembers of an input file."""
+
+    size: int
+    checksum: str
+    rows_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanFile:
+    """One file to be read: which member, as what kind, for which job and node, and what is known of it.
+
+    ``start`` and ``stop`` bound the bytes that this task reads of a file that several tasks share; a task takes the lines
+    that begin inside its bounds.
+    """
+
+    member: Member
+    kind: str
+    job_id: int = 0
+    node: str = ""
+    known: Known | None = None
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name below the archive's root: its identity in the lake."""
+        return self.member.plain_name
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSpec:
+    """One scan task: files of one table, read in order, written to parts named after ``part`` in ``staging``."""
+
+    files: tuple[ScanFile, ...]
+    staging: str
+    part: str
+    stream: str = ""
+    anonymous: bool = False
+    force: bool = False
+    tres_names: Mapping[int, str] = field(default_factory=dict)
+    max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What became of one input file (or of one task's share of it).
+
+    rows_in = rows_out + rows_quarantined + rows_merged + rows_unchanged, always.
+    """
+
+    name: str
+    kind: str
+    status: str
+    size: int = 0
+    checksum: str = ""
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_quarantined: int = 0
+    rows_merged: int = 0
+    rows_unchanged: int = 0
+    lines: int = 0
+    unknown_columns: tuple[str, ...] = ()
+
+    def plus(self, other: FileRecord) -> FileRecord:
+        """Return the record of both shares of one file; checksums of shares are joined by the caller."""
+        return replace(
+            self,
+            rows_in=self.rows_in + other.rows_in,
+            rows_out=self.rows_out + other.rows_out,
+            rows_quarantined=self.rows_quarantined + other.rows_quarantined,
+            rows_merged=self.rows_merged + other.rows_merged,
+            rows_unchanged=self.rows_unchanged + other.rows_unchanged,
+            unknown_columns=self.unknown_columns or other.unknown_columns,
+        )
+
+    @property
+    def is_conserved(self) -> bool:
+        """Whether every row of the file is accounted for."""
+        return self.rows_in == self.rows_out + self.rows_quarantined + self.rows_merged + self.rows_unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One staged or committed Parquet file."""
+
+    table: str
+    path: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What a scan task did: records of its files, parts it wrote, pieces (a Parquet file of its own), counts."""
+
+    files: tuple[FileRecord, ...]
+    parts: tuple[Part, ...]
+    pieces: str
+    counts: Mapping[CountKey, int]
+    bytes_read: int
+    part: str
+    null_cells: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSpec:
+    """What to plan for."""
+
+    source: str
+    lake: str
+    staging: str
+    workers: int
+    head: Head
+    cluster: str | None = None
+    anonymous: bool = False
+    force: bool = False
+    max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class IngestPlan:
+    """Tasks for an archive. ``verify`` are large files that the lake has already: hashed first, and read if changed."""
+
+    cluster: str
+    specs: tuple[ScanSpec, ...]
+    verify: tuple[ScanSpec, ...]
+    records: tuple[FileRecord, ...]
+    refused: tuple[tuple[str, str, str, int], ...]
+    ignored: tuple[str, ...]
+    total_bytes: int
+    template: ScanSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSpec:
+    """What a run staged for one cluster. ``results`` are of scan tasks; ``records`` are of whole files."""
+
+    lake: str
+    staging: str
+    cluster: str
+    head: Head
+    results: tuple[ScanResult, ...]
+    records: tuple[FileRecord, ...]
+    refused: tuple[tuple[str, str, str, int], ...] = ()
+    line_shift: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """The state after the run; or, with ``rescan``, the files that must be read again first (nothing is committed then)."""
+
+    generation: int = 0
+    rescan: tuple[str, ...] = ()
+    records: tuple[FileRecord, ...] = ()
+    tables: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,510 @@
+"""The scan task: reads its files, stages sorted parts, and says what became of every row.
+
+Small files of one table are parsed together and share a part; a large file is read in pieces, a part for each batch.
+Nothing here decides what the lake will hold: that is `ingest.reconcile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from ingest import batches
+from ingest.checksum import BlockHash, join_blocks
+from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec
+from ingest.sources import archive, delimited, slurm_log, supercloud
+from ingest.sources.delimited import ByteStream, Header
+from ingest.staging import Staging
+
+CHUNK_BYTES: Final = 8 * 1024**2
+"""How much text is parsed at a time."""
+
+BATCH_BYTES: Final = 32 * 1024**2
+"""How much text of a large file makes one part."""
+
+CAREFUL_BYTES: Final = 1024**2
+"""How much text is looked at line by line at a time."""
+
+_HEADER_BYTES = 256 * 1024
+_SEQUENTIAL = frozenset({"jobs", "node"})
+
+
+def scan_files(spec: ScanSpec) -> ScanResult:
+    """Return what one task found and staged."""
+    scan = _Scan(spec)
+    try:
+        for file, stream in _open_all(spec, scan):
+            scan.read(file, stream)
+        return scan.finish()
+    except BaseException:
+        scan.staging.discard()
+        raise
+
+
+def _open_all(spec: ScanSpec, scan: _Scan) -> Iterator[tuple[ScanFile, ByteStream]]:
+    if spec.stream:
+        left = {file.member: file for file in spec.files}
+        members = archive.stream_members(
+            spec.stream, list(left), anonymous=spec.anonymous, max_member_bytes=spec.max_member_bytes
+        )
+        for member, stream in members:
+            yield left.pop(member), stream
+        for file in left.values():
+            scan.refuse(file, "unreadable", "the archive ends before it", 0)
+        return
+    for file in spec.files:
+        try:
+            with archive.open_member(
+                file.member,
+                start=max(file.start - 1, 0),
+                anonymous=spec.anonymous,
+                max_member_bytes=spec.max_member_bytes,
+            ) as stream:
+                yield file, stream
+        except FileNotFoundError as error:
+            scan.refuse(file, "unreadable", error.strerror or "gone", 0)
+        except PermissionError as error:
+            scan.refuse(file, "unreadable", error.strerror or "permission denied", 0)
+
+
+class _Source:
+    """A stream that is hashed as it is read, and that ends where it is damaged instead of raising."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self.hash = BlockHash()
+        self.ended = False
+        self.problem: tuple[str, str] | None = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to ``size`` bytes, nothing at the end or from the damage on."""
+        if self.ended:
+            return b""
+        try:
+            data = self._stream.read(size)
+        except archive.TooLargeError as error:
+            self.problem, data = ("too_large", str(error)), b""
+        except archive.TruncatedError as error:
+            self.problem, data = ("truncated", str(error)), b""
+        if not data:
+            self.ended = True
+        self.hash.update(data)
+        return data
+
+    def fill(self, size: int) -> bytes:
+        """Return ``size`` bytes, or all there are."""
+        pieces: list[bytes] = []
+        have = 0
+        while have <= size and (piece := self.read(size + 1 - have)):
+            pieces.append(piece)
+            have += len(piece)
+        return b"".join(pieces)
+
+
+@dataclass(slots=True)
+class _Small:
+    """A small file that waits to be parsed with its neighbours."""
+
+    file: ScanFile
+    header: Header
+    body: bytes
+
+
+class _Scan:
+    """State of one task: its staging, small files that wait, and the records so far."""
+
+    def __init__(self, spec: ScanSpec) -> None:
+        self._spec = spec
+        self.staging = Staging(spec.staging, spec.part)
+        self._records: list[FileRecord] = []
+        self._small: list[_Small] = []
+        self._small_bytes = 0
+        self._bytes_read = 0
+        self._context = supercloud.Context(spec.tres_names)
+
+    def finish(self) -> ScanResult:
+        """Parse what waits, close everything, and return the result."""
+        self._flush_small()
+        parts, pieces = self.staging.finish()
+        staging = self.staging
+        records = tuple(
+            replace(
+                record,
+                rows_in=staging.rows_out[record.name] + staging.rows_quarantined[record.name],
+                rows_out=staging.rows_out[record.name],
+                rows_quarantined=staging.rows_quarantined[record.name],
+            )
+            if record.status in ("new", "replaced")
+            else record
+            for record in self._records
+        )
+        return ScanResult(
+            records, parts, pieces, dict(staging.counts), self._bytes_read, self._spec.part, dict(staging.null_cells)
+        )
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def read(self, file: ScanFile, stream: ByteStream) -> None:
+        """Read one file, or one task's share of it."""
+        source = _Source(stream)
+        if file.stop is not None:
+            self._read_share(file, source)
+        else:
+            head = source.fill(CHUNK_BYTES)
+            if source.ended:
+                self._read_small(file, head, source)
+            else:
+                self._read_large(file, head, source)
+        self._bytes_read += source.hash.size
+
+    def _read_small(self, file: ScanFile, data: bytes, source: _Source) -> None:
+        if self._is_settled(file, source) or (found := self._header(file, data, source)) is None:
+            return
+        header, offset = found
+        self._records.append(_record(file, header, source))
+        if source.problem:
+            self._count(file, *source.problem)
+        body = data[offset:]
+        if not body.strip():
+            return
+        body = body if body.endswith(b"\n") else body + b"\n"
+        if file.kind in _SEQUENTIAL or source.problem:
+            self._flush_small()
+            self._read_body(file, header, [body], 2)
+            return
+        self._small.append(_Small(file, header, body))
+        self._small_bytes += len(body)
+        if self._small_bytes >= CHUNK_BYTES:
+            self._flush_small()
+
+    def _read_large(self, file: ScanFile, head: bytes, source: _Source) -> None:
+        found = self._header(file, head, source)
+        if found is None:
+            return
+        header, offset = found
+        self._flush_small()
+        mark = self.staging.mark()
+        self._read_body(file, header, delimited.iter_chunks(source, CHUNK_BYTES, head[offset:]), 2)
+        if file.known and self._is_settled(file, source):
+            self.staging.rollback(mark, file.name)
+            return
+        if source.problem:
+            self._count(file, *source.problem)
+        self._records.append(_record(file, header, source))
+
+    def _read_share(self, file: ScanFile, source: _Source) -> None:
+        """Read the lines that begin in [start, stop) of a file that several tasks share."""
+        with archive.open_member(file.member, anonymous=self._spec.anonymous) as top:
+            names, offset = delimited.split_header(top.read(_HEADER_BYTES))
+        found = self._header(file, b"", source, names=names)
+        if found is None:
+            return
+        share = _Share(source, file, offset)
+        self._read_body(file, found[0], share.chunks(), 2 if file.start == 0 else 1)
+        blocks = share.hash.blocks()
+        self._records.append(
+            replace(_record(file, found[0], source), size=share.hash.size, checksum=",".join(blocks), lines=share.lines)
+        )
+
+    def _is_settled(self, file: ScanFile, source: _Source) -> bool:
+        """Return whether nothing is to be done: the file is as it was, or shorter than it was and not forced."""
+        known = file.known
+        if known is None:
+            return False
+        if known.size == source.hash.size and known.checksum == join_blocks(source.hash.blocks()):
+            record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
+            self._records.append(replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in))
+            return True
+        if source.hash.size < known.size and not self._spec.force:
+            self._count(file, "shrunken", f"{source.hash.size} bytes, {known.size} before")
+            record = FileRecord(file.name, file.kind, "refused", known.size, known.checksum)
+            self._records.append(replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in))
+            return True
+        return False
+
+    def refuse(self, file: ScanFile, reason: str, detail: str, rows: int) -> None:
+        """Refuse a whole file; its rows count as quarantined."""
+        self._count(file, reason, detail)
+        table = supercloud.KINDS[file.kind].table if file.kind in supercloud.KINDS else ""
+        self.staging.reject([(file.name, None, rows, table, reason, detail, None)])
+        self._records.append(FileRecord(file.name, file.kind, "refused", rows_in=rows))
+
+    def _header(
+        self, file: ScanFile, data: bytes, source: _Source, names: list[str] | None = None
+    ) -> tuple[Header, int] | None:
+        """Return the mapped header and where the rows begin, or None where the file had to be refused."""
+        offset = 0
+        if names is None:
+            names, offset = delimited.split_header(data)
+        if not names:
+            self.refuse(file, *(source.problem or ("empty_file", "no header")), 0)
+            return None
+        kind = supercloud.KINDS[file.kind]
+        header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
+        first_share = file.start == 0
+        absent = [n for n in header.missing if kind.column_map.get(n) in kind.required]
+        needed = kind.required - set(header.columns)
+        if needed:
+            rows = _count_rows(data[offset:], source)
+            self.refuse(file, "missing_column", ", ".join(absent or sorted(needed)), rows)
+            return None
+        if first_share:
+            for name in header.missing:
+                self._count(file, "missing_column", name)
+            for name in header.repeated:
+                self._count(file, "repeated_column", name)
+            for name in header.unknown:
+                self._count(file, "unknown_column", name)
+        return header, offset
+
+    def _count(self, file: ScanFile, reason: str, detail: str, n: int = 1) -> None:
+        self.staging.counts[file.name, file.job_id or None, reason, detail] += n
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def _flush_small(self) -> None:
+        waiting, self._small, self._small_bytes = self._small, [], 0
+        waiting.sort(key=lambda s: (s.file.kind, s.header.names, s.file.job_id, s.file.name))
+        while waiting:
+            kind, header = waiting[0].file.kind, waiting[0].header
+            n = next((i for i, s in enumerate(waiting) if (s.file.kind, s.header) != (kind, header)), len(waiting))
+            self._parse_small(supercloud.KINDS[kind], header, waiting[:n])
+            waiting = waiting[n:]
+
+    def _parse_small(self, kind: supercloud.FileKind, header: Header, small: list[_Small]) -> None:
+        lines = [s.body.count(b"\n") for s in small]
+        frame = delimited.parse_clean(b"".join([s.body for s in small]), header, kind.types, kind.required)
+        doubtful = set(range(len(small)))
+        kept: list[pl.DataFrame] = []
+        if frame is not None and frame.height == sum(lines):
+            ordinals = pl.Series(batches.FILE, np.repeat(np.arange(len(small), dtype=np.int32), lines))
+            done = kind.finish(frame.with_columns(ordinals), self._context)
+            ordered = batches.order(self._with_key(done.frame, kind, [s.file for s in small]), kind.table)
+            doubtful = set(ordered.repeated[batches.FILE].to_list())
+            self._count_disorder({f: n for f, n in ordered.out_of_order.items() if f not in doubtful}, small)
+            self._add_counts(small[0].file, done.counts)
+            kept.append(ordered.frame.filter(~pl.col(batches.FILE).is_in(doubtful)) if doubtful else ordered.frame)
+        for i in sorted(doubtful):
+            file = small[i].file
+            careful = [part for part, _ in self._careful(file, kind, header, small[i].body, 2)]
+            rows = pl.concat(careful, how="diagonal_relaxed").with_columns(pl.lit(i, pl.Int32).alias(batches.FILE))
+            kept.append(self._order_careful(file, kind, rows, i))
+        self._store(kind, [s.file for s in small], kept)
+
+    def _read_body(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int) -> None:
+        """Read the rows of one file in batches, each a part of its own."""
+        kind = supercloud.KINDS[file.kind]
+        self.staging.close_parts()
+        frames: list[pl.DataFrame] = []
+        held = 0
+        state = _State(slurm_log.empty_seen(), self._context)
+        for chunk in chunks:
+            frames.append(self._typed(file, kind, header, chunk, line, state))
+            held += len(chunk)
+            line += chunk.count(b"\n")
+            if held >= BATCH_BYTES:
+                self._store_batch(file, kind, frames)
+                frames, held = [], 0
+        if frames:
+            self._store_batch(file, kind, frames)
+
+    def _typed(
+        self, file: ScanFile, kind: supercloud.FileKind, header: Header, chunk: bytes, line: int, state: _State
+    ) -> pl.DataFrame:
+        frame = delimited.parse_clean(chunk, header, kind.types, kind.required)
+        if frame is not None:
+            state.learn(frame)
+            done = kind.finish(frame, state.context)
+            self._add_counts(file, done.counts)
+            return self._numbered(file, kind, done.frame, state)
+        pieces = [
+            self._numbered(file, kind, p, state) for p, _ in self._careful(file, kind, header, chunk, line, state)
+        ]
+        return pl.concat(pieces, how="diagonal_relaxed")
+
+    def _careful(
+        self,
+        file: ScanFile,
+        kind: supercloud.FileKind,
+        header: Header,
+        body: bytes,
+        line: int,
+        state: _State | None = None,
+    ) -> Iterator[tuple[pl.DataFrame, int]]:
+        """Yield the sound rows of a doubtful piece of text, the others going to quarantine."""
+        for piece in _pieces(body, CAREFUL_BYTES):
+            parsed = delimited.parse_careful(
+                piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
+            )
+            self.staging.reject(
+                (file.name, number, 1, kind.table, reason, detail, raw)
+                for number, reason, detail, raw in parsed.rejected
+            )
+            for reason in {r[1] for r in parsed.rejected}:
+                self._count(file, reason, "", sum(r[1] == reason for r in parsed.rejected))
+            for column, n in parsed.sentinels.items():
+                self._count(file, "sentinel", column, n)
+                self.staging.null_cells[file.name, column] -= n
+            if state is not None:
+                state.learn(parsed.frame)
+            done = kind.finish(parsed.frame, state.context if state else self._context)
+            self._add_counts(file, done.counts)
+            line += piece.count(b"\n")
+            yield done.frame, line
+
+    def _numbered(self, file: ScanFile, kind: supercloud.FileKind, frame: pl.DataFrame, state: _State) -> pl.DataFrame:
+        if kind.name != "jobs":
+            return frame
+        numbered, repeats, state.seen = slurm_log.number_attempts(frame, state.seen)
+        self._reject_repeats(file, kind, repeats)
+        for (job_id,) in numbered.filter(pl.col("attempt") > 0).select("job_id").iter_rows():
+            self.staging.counts[file.name, job_id, "requeued", ""] += 1
+        return numbered
+
+    def _store_batch(self, file: ScanFile, kind: supercloud.FileKind, frames: list[pl.DataFrame]) -> None:
+        frame = pl.concat(frames, how="diagonal_relaxed").with_columns(pl.lit(0, pl.Int32).alias(batches.FILE))
+        self._store(kind, [file], [self._order_careful(file, kind, frame, 0)])
+        self.staging.close_parts()
+
+    def _order_careful(self, file: ScanFile, kind: supercloud.FileKind, rows: pl.DataFrame, i: int) -> pl.DataFrame:
+        ordered = batches.order(rows, kind.table)
+        self._reject_repeats(file, kind, ordered.repeated)
+        if ordered.out_of_order:
+            self._count(file, "out_of_order", "", sum(ordered.out_of_order.values()))
+        return ordered.frame
+
+    def _reject_repeats(self, file: ScanFile, kind: supercloud.FileKind, repeats: pl.DataFrame) -> None:
+        if not repeats.height:
+            return
+        reason = "repeated_time" if "time" in repeats.columns else "repeated_row"
+        known = {"line", "raw"} <= set(repeats.columns)
+        rejected = []
+        for row in repeats.iter_rows(named=True):
+            raw = row["raw"] if known and row["raw"] is not None else _render(row)
+            rejected.append((file.name, row["line"] if known else None, 1, kind.table, reason, "", raw))
+        self.staging.reject(rejected)
+        self._count(file, reason, "", repeats.height)
+
+    def _with_key(self, frame: pl.DataFrame, kind: supercloud.FileKind, files: list[ScanFile]) -> pl.DataFrame:
+        """Return the rows with the job that their file's name tells, where the order needs it and no column has it."""
+        if kind.name_pattern is None or kind.table == "gpu_samples":
+            return frame
+        jobs = pl.Series([f.job_id for f in files], dtype=pl.Int64)
+        return frame.with_columns(jobs.gather(frame[batches.FILE]).alias("job_id"))
+
+    def _store(self, kind: supercloud.FileKind, files: list[ScanFile], frames: list[pl.DataFrame]) -> None:
+        frames = [frame for frame in frames if frame.height]
+        if not frames:
+            return
+        frame = frames[0]
+        if len(frames) > 1:
+            frame = pl.concat(frames, how="diagonal_relaxed")
+            frame = batches.order(frame, kind.table).frame
+        if kind.name_pattern is not None:
+            jobs = pl.Series([f.job_id for f in files], dtype=pl.Int64)
+            at = frame[batches.FILE]
+            columns = [jobs.gather(at).alias("job_id")]
+            if kind.table == "gpu_samples":
+                names = list(dict.fromkeys(f.node for f in files))
+                nodes = pl.Series([f.node for f in files], dtype=pl.Enum(names))
+                columns.append(nodes.gather(at).alias("node"))
+            frame = frame.with_columns(columns)
+        self.staging.store(kind.table, frame, [f.name for f in files], extended=kind.name == "gpu_extended")
+
+    def _count_disorder(self, disorder: dict[int, int], small: list[_Small]) -> None:
+        for i, n in disorder.items():
+            self._count(small[i].file, "out_of_order", "", n)
+
+    def _add_counts(self, file: ScanFile, counts: dict[tuple[int | None, str, str], int]) -> None:
+        for (job_id, reason, detail), n in counts.items():
+            self.staging.counts[file.name, job_id, reason, detail] += n
+
+
+@dataclass(slots=True)
+class _State:
+    """What one file's earlier pieces taught: the jobs seen, and the unit of its memory column."""
+
+    seen: pl.DataFrame
+    context: supercloud.Context
+
+    def learn(self, frame: pl.DataFrame) -> None:
+        """Learn the unit of ``MemoryFreeInactiveKB`` from the first piece that has values."""
+        if "mem_free_raw" in frame.columns and not self.context.mem_unit:
+            self.context = replace(self.context, mem_unit=supercloud.memory_unit(frame["mem_free_raw"]))
+
+
+class _Share:
+    """The lines that begin in [start, stop) of a stream positioned one byte before ``start`` (at it, if 0)."""
+
+    def __init__(self, source: _Source, file: ScanFile, header_bytes: int) -> None:
+        self._source = source
+        self._file = file
+        self._header_bytes = header_bytes
+        self.hash = BlockHash()
+        self.lines = 0
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield pieces that end with a line, as `delimited.iter_chunks`."""
+        for chunk in delimited.iter_chunks(self, CHUNK_BYTES, self._first()):
+            self.lines += chunk.count(b"\n")
+            yield chunk
+
+    def _first(self) -> bytes:
+        """Return the first bytes of the first own line (the header, or the end of the line before, dropped)."""
+        self._left = (self._file.stop or 0) - self._file.start
+        if self._file.start == 0:
+            data = self.read(max(CHUNK_BYTES, self._header_bytes))
+            self.lines += data[: self._header_bytes].count(b"\n")
+            return data[self._header_bytes :]
+        before = self._source.read(1)
+        data = self.read(CHUNK_BYTES)
+        while before != b"\n" and data and b"\n" not in data:
+            data = self.read(CHUNK_BYTES)
+        return data if before == b"\n" else data[data.find(b"\n") + 1 :] if b"\n" in data else b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return bytes inside the bounds, then the rest of the line that crosses the end."""
+        if self._left > 0:
+            data = self._source.read(min(size, self._left))
+            self.hash.update(data)
+            self._left -= len(data)
+            self._open_line = not data.endswith(b"\n")
+            return data
+        if not self._open_line:
+            return b""
+        data = self._source.read(64 * 1024)
+        end = data.find(b"\n") + 1
+        self._open_line = bool(data) and not end
+        return data[:end] if end else data
+
+
+def _record(file: ScanFile, header: Header, source: _Source) -> FileRecord:
+    status = "replaced" if file.known else "new"
+    checksum = join_blocks(source.hash.blocks())
+    return FileRecord(file.name, file.kind, status, source.hash.size, checksum, unknown_columns=header.unknown)
+
+
+def _pieces(body: bytes, size: int) -> Iterator[bytes]:
+    begin = 0
+    while begin < len(body):
+        end = body.find(b"\n", begin + size) + 1
+        end = end if end else len(body)
+        yield body[begin:end]
+        begin = end
+
+
+def _count_rows(body: bytes, source: _Source) -> int:
+    rows = sum(1 for line in body.split(b"\n") if line.strip())
+    while data := source.read(CHUNK_BYTES):
+        rows += data.count(b"\n")
+    return rows
+
+
+def _render(row: dict[str, object]) -> str:
+    """Return a row's values as text, where its raw line is no longer at hand."""
+    skip = {batches.FILE, "line", "raw"}
+    return ",".join(f"{name}={value}" for name, value in row.items() if name not in skip and value is not None)

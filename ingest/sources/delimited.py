@@ -1,0 +1,299 @@
+"""Delimited text: bytes become typed frames, quickly where the bytes are clean and carefully where they are not.
+
+Two ways lead to the same frame. `parse_clean` is polars' typed CSV reader plus the proof that nothing was lost; it gives
+up on the least doubt. `parse_careful` then looks at every line and cell of that piece and names what is wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from ingest.quality import LIMITS, NULL_TOKENS, SENTINELS
+from ingest.sources.archive import ByteStream
+
+csv.field_size_limit(2**31 - 1)  # a node list of thousands of names is one field
+
+BOM = b"\xef\xbb\xbf"
+_FLOAT_TYPES = (pl.Float32(), pl.Float64())
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A file's header row, mapped: ``columns[i]`` is the column that field ``i`` fills, None where it is not taken."""
+
+    names: tuple[str, ...]
+    columns: tuple[str | None, ...]
+    unknown: tuple[str, ...]
+    repeated: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of fields of a line."""
+        return len(self.names)
+
+
+@dataclass(slots=True)
+class Parsed:
+    """A piece of a file as a typed frame, with what was found on the way.
+
+    ``frame`` has the mapped columns; after a careful parse also ``line`` (from 1, the header's) and ``raw``.
+    ``rejected`` has line, reason, detail, raw. ``sentinels`` counts cells that became null, by column.
+    """
+
+    frame: pl.DataFrame
+    rows_in: int
+    rejected: list[tuple[int, str, str, str]] = field(default_factory=list)
+    sentinels: dict[str, int] = field(default_factory=dict)
+
+
+def split_header(data: bytes) -> tuple[list[str], int]:
+    """Return the names in the first line of ``data`` and the offset of the second.
+
+    >>> split_header(b'\\xef\\xbb\\xbfa,"b"\\r\\n1,2')
+    (['a', 'b'], 10)
+    """
+    end = data.find(b"\n")
+    stop = len(data) if end < 0 else end + 1
+    line = data[:stop].removeprefix(BOM).decode("utf-8", "backslashreplace").rstrip("\r\n")
+    names = [name.strip() for name in next(csv.reader([line]), [])]
+    return ([] if names == [""] and stop == len(data) else names), stop
+
+
+def map_header(
+    names: Sequence[str], column_map: Mapping[str, str], optional: Mapping[str, str], ignored: frozenset[str]
+) -> Header:
+    """Return which field fills which column, found by name without regard to case; the first of a repeated name wins.
+
+    ``optional`` are further spellings and extras, whose absence is not reported.
+    """
+    folded = {name.lower(): column for name, column in {**optional, **column_map}.items()}
+    columns: list[str | None] = []
+    unknown, repeated = [], []
+    for name in names:
+        column = folded.get(name.lower())
+        if column is not None and column in columns:
+            repeated.append(name)
+            column = None
+        elif column is None and name not in ignored:
+            unknown.append(name)
+        columns.append(column)
+    taken = set(columns)
+    missing = [name for name, column in column_map.items() if column not in taken]
+    return Header(tuple(names), tuple(columns), tuple(unknown), tuple(repeated), tuple(dict.fromkeys(missing)))
+
+
+def iter_chunks(stream: ByteStream, size: int, head: bytes = b"") -> Iterator[bytes]:
+    """Yield pieces of about ``size`` bytes that end with a line; only the last may end without a newline.
+
+    A line longer than ``size`` comes whole.
+
+    >>> import io
+    >>> list(iter_chunks(io.BytesIO(b"ab\\ncd\\nef"), 4))
+    [b'ab\\n', b'cd\\n', b'ef']
+    """
+    rest = head
+    while block := stream.read(size):
+        rest = rest + block if rest else block
+        cut = rest.rfind(b"\n") + 1
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+    if rest:
+        yield rest
+
+
+def parse_clean(
+    body: bytes, header: Header, types: Mapping[str, pl.DataType], required: frozenset[str] = frozenset()
+) -> pl.DataFrame | None:
+    """Return the typed frame of ``body``, or None unless every line and cell is provably sound.
+
+    Sound: each line has the header's number of fields, each cell has its type or is blank, no ``required`` cell is blank,
+    no value lies outside `quality.LIMITS`. Columns that are not taken are checked for their number only.
+    """
+    schema = {
+        (column if column is not None else f"_{i}"): (types[column] if column is not None else pl.String())
+        for i, column in enumerate(header.columns)
+    }
+    wanted = [i for i, column in enumerate(header.columns) if column is not None]
+    if header.width < 2 or not wanted:  # one field: a blank line and a blank cell cannot be told apart
+        return None
+    last = header.width - 1
+    keep = wanted if last in wanted else [*wanted, last]
+    try:
+        frame = pl.read_csv(body, has_header=False, schema=schema, columns=keep if len(keep) < header.width else None)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError):
+        return None
+    tail = header.columns[last] or f"_{last}"
+    if frame[tail].null_count() and (b'"' in body or body.count(b",") != frame.height * last):
+        return None
+    frame = frame.drop([name for name in frame.columns if name.startswith("_")])
+    frame = _nan_to_null(frame)
+    if any(frame[name].null_count() for name in required if name in frame.columns):
+        return None
+    return frame if _within_limits(frame) else None
+
+
+def _nan_to_null(frame: pl.DataFrame) -> pl.DataFrame:
+    floats = [name for name, dtype in frame.schema.items() if dtype in _FLOAT_TYPES]
+    if not floats or not any(frame.select(pl.col(floats).is_nan().any()).row(0)):
+        return frame
+    return frame.with_columns(pl.col(floats).fill_nan(None))
+
+
+def _within_limits(frame: pl.DataFrame) -> bool:
+    limited = [name for name in frame.columns if name in LIMITS and frame.schema[name].is_numeric()]
+    if not limited:
+        return True
+    least = frame.select(pl.col(limited).min()).row(0)
+    greatest = frame.select(pl.col(limited).max()).row(0)
+    return all(
+        low is None or (LIMITS[name][0] <= low and high <= LIMITS[name][1])
+        for name, low, high in zip(limited, least, greatest, strict=True)
+    )
+
+
+def parse_careful(
+    body: bytes,
+    header: Header,
+    types: Mapping[str, pl.DataType],
+    *,
+    first_line: int,
+    required: frozenset[str],
+    exact: frozenset[str] = frozenset(),
+) -> Parsed:
+    """Return the sound rows of ``body`` with ``line`` and ``raw``, and a reason for each of the others.
+
+    Parameters
+    ----------
+    first_line : number of the first line of ``body`` in its file, the header being 1
+    required : columns whose cells may not be missing
+    exact : columns (ids) that must be written as plain integers
+    """
+    lines, numbers, rejected = _split_lines(body, first_line)
+    rows_in = len(lines) + len(rejected)
+    fields = _split_fields(lines)
+    good: list[list[str]] = []
+    keep_number: list[int] = []
+    keep_raw: list[str] = []
+    for number, raw, cells in zip(numbers, lines, fields, strict=True):
+        if len(cells) == header.width:
+            good.append(cells)
+            keep_number.append(number)
+            keep_raw.append(raw)
+        else:
+            reason = "too_few_fields" if len(cells) < header.width else "too_many_fields"
+            rejected.append((number, reason, f"{len(cells)} of {header.width}", raw))
+    cells_by_field = list(zip(*good, strict=True)) if good else [()] * header.width
+    text = pl.DataFrame(
+        {c: pl.Series(cells_by_field[i], dtype=pl.String) for i, c in enumerate(header.columns) if c is not None}
+    ).with_columns(pl.Series("line", keep_number, dtype=pl.Int64), pl.Series("raw", keep_raw, dtype=pl.String))
+    frame, bad, sentinels = _type_cells(text, types, required, exact)
+    rejected += bad
+    rejected.sort()
+    return Parsed(frame, rows_in, rejected, sentinels)
+
+
+def _split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], list[tuple[int, str, str, str]]]:
+    lines: list[str] = []
+    numbers: list[int] = []
+    rejected: list[tuple[int, str, str, str]] = []
+    try:
+        pieces: Sequence[str | bytes] = body.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        pieces = body.split(b"\n")
+    for number, piece in enumerate(pieces, first_line):
+        if isinstance(piece, bytes):
+            try:
+                text = piece.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raw = piece.decode("utf-8", "backslashreplace").rstrip("\r")
+                rejected.append((number, "not_utf8", f"byte {error.start + 1} of the line", raw))
+                continue
+        else:
+            text = piece
+        text = text.rstrip("\r")
+        if text.strip():
+            lines.append(text)
+            numbers.append(number)
+    return lines, numbers, rejected
+
+
+def _split_fields(lines: list[str]) -> list[list[str]]:
+    if not any('"' in line for line in lines):
+        return [line.split(",") for line in lines]
+    return [next(csv.reader([line])) if '"' in line else line.split(",") for line in lines]
+
+
+def _type_cells(
+    text: pl.DataFrame, types: Mapping[str, pl.DataType], required: frozenset[str], exact: frozenset[str]
+) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]], dict[str, int]]:
+    """Return the typed frame of rows without fault, the faulty rows with their first reason, and sentinels by column."""
+    names = [name for name in text.columns if name not in ("line", "raw")]
+    reason = pl.Series("reason", [None] * text.height, dtype=pl.String)
+    detail = pl.Series("detail", [None] * text.height, dtype=pl.String)
+    typed: dict[str, pl.Series] = {}
+    sentinels: dict[str, int] = {}
+    for name in names:
+        cells = text[name].str.strip_chars()
+        values, faults, lost = _type_column(cells, name, types[name], name in exact)
+        if lost:
+            sentinels[name] = lost
+        if name in required:
+            faults.append(("missing_key", values.is_null()))
+        for code, mask in faults:
+            new = mask & reason.is_null()
+            if new.any():
+                reason = pl.select(pl.when(new).then(pl.lit(code)).otherwise(reason)).to_series()
+                what = pl.concat_str(pl.lit(name + " "), cells.fill_null(""))
+                detail = pl.select(pl.when(new).then(what).otherwise(detail)).to_series()
+        typed[name] = values
+    frame = pl.DataFrame(typed).with_columns(text["line"], text["raw"])
+    bad = reason.is_not_null()
+    rows = pl.DataFrame({"line": text["line"], "reason": reason, "detail": detail, "raw": text["raw"]}).filter(bad)
+    return frame.filter(~bad), [tuple(row) for row in rows.iter_rows()], sentinels
+
+
+def _type_column(
+    cells: pl.Series, name: str, dtype: pl.DataType, exact: bool
+) -> tuple[pl.Series, list[tuple[str, pl.Series]], int]:
+    """Return one column's values, the faults found as (reason, mask), and the number of sentinels made null."""
+    blank = cells.is_in(list(NULL_TOKENS))
+    if dtype == pl.String():
+        return pl.select(pl.when(blank).then(None).otherwise(cells)).to_series(), [], 0
+    if dtype == pl.Boolean():
+        folded = cells.str.to_lowercase()
+        known = folded.is_in(["true", "false", "1", "0"])
+        values = pl.select(pl.when(known).then(folded.is_in(["true", "1"]))).to_series()
+        return values, [("wrong_type", ~known & ~blank)], 0
+    present = pl.select(pl.when(~blank).then(cells)).to_series()
+    number = present.cast(pl.Float64, strict=False)
+    whole = present.cast(pl.UInt64 if dtype == pl.UInt64() else pl.Int64, strict=False)
+    if exact:
+        inexact = whole.is_null() & number.is_not_null()
+        wrong = number.is_null() & present.is_not_null()
+        low, high = LIMITS.get(name, (-(2.0**63), 2.0**63))
+        outside = (whole.cast(pl.Float64) < low) | (whole.cast(pl.Float64) > high)
+        faults = [("id_not_exact", inexact), ("wrong_type", wrong), ("out_of_range", outside.fill_null(False))]
+        return whole.cast(dtype, strict=False), faults, 0
+    sentinel = (number.is_in(list(SENTINELS)) if name in LIMITS else number.is_null() & False).fill_null(False)
+    lost = int(sentinel.sum())
+    number = pl.select(pl.when(~sentinel).then(number)).to_series().fill_nan(None)
+    wrong = number.is_null() & present.is_not_null() & ~sentinel & ~present.str.to_lowercase().is_in(["nan", "-nan"])
+    low, high = LIMITS.get(name, (-float("inf"), float("inf")))
+    outside = ((number < low) | (number > high)).fill_null(False)
+    faults = [("wrong_type", wrong), ("out_of_range", outside)]
+    if dtype in _FLOAT_TYPES:
+        values = number.cast(dtype)
+    else:
+        rounded = pl.select(pl.when(~sentinel).then(whole)).to_series()
+        from_float = number.round().cast(rounded.dtype, strict=False)
+        faults.append(("wrong_type", ((number - number.round()).abs() > 0).fill_null(False)))
+        values = pl.select(pl.coalesce(rounded, from_float)).to_series().cast(dtype, strict=False)
+        overflow = values.is_null() & number.is_not_null()
+        faults.append(("out_of_range", overflow))
+    return values, faults, lost

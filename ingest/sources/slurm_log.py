@@ -1,0 +1,221 @@
+"""Slurm's job table as the Supercloud releases export it: one row an attempt, codes and flag bits decoded.
+
+References
+----------
+SchedMD, slurm: accounting_storage_mysql.c (job table), slurm.h (job states, NO_VAL, INFINITE, MEM_PER_CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import polars as pl
+
+from ingest.schemas import JOBS, TIME
+from ingest.units import S_PER_MINUTE, US_PER_S
+
+COLUMN_MAP: Final = {
+    "id_job": "job_id",
+    "id_array_job": "array_job_id",
+    "id_array_task": "array_task_id",
+    "id_user": "user",
+    "kill_requid": "kill_user",
+    "nodes_alloc": "nodes",
+    "nodelist": "node_list",
+    "cpus_req": "cpus",
+    "derived_ec": "derived_exit_code",
+    "exit_code": "exit_code",
+    "gres_used": "gres_used",
+    "array_max_tasks": "array_max_tasks",
+    "array_task_pending": "array_tasks_pending",
+    "constraints": "constraints",
+    "flags": "flags",
+    "mem_req": "mem_req_raw",
+    "partition": "partition",
+    "priority": "priority",
+    "state": "state_raw",
+    "timelimit": "time_limit_min",
+    "time_submit": "submit_epoch_s",
+    "time_eligible": "eligible_epoch_s",
+    "time_start": "start_epoch_s",
+    "time_end": "end_epoch_s",
+    "time_suspended": "suspended_s",
+    "track_steps": "track_steps",
+    "tres_alloc": "tres_alloc",
+    "tres_req": "tres_req",
+    "job_type": "job_type",
+}
+
+OPTIONAL_COLUMN_MAP: Final = {"gres_req": "gres_req", "gres_alloc": "gres_alloc"}
+
+_OWN_TYPES: Final[dict[str, pl.DataType]] = {
+    "mem_req_raw": pl.String(),
+    "state_raw": pl.String(),
+    "time_limit_min": pl.Int64(),
+    "submit_epoch_s": pl.Float64(),
+    "eligible_epoch_s": pl.Float64(),
+    "start_epoch_s": pl.Float64(),
+    "end_epoch_s": pl.Float64(),
+}
+
+TYPES: Final[dict[str, pl.DataType]] = {
+    column: _OWN_TYPES.get(column) or JOBS.columns[column] for column in (COLUMN_MAP | OPTIONAL_COLUMN_MAP).values()
+}
+
+STATES: Final = {
+    0: "PENDING",
+    1: "RUNNING",
+    2: "SUSPENDED",
+    3: "COMPLETED",
+    4: "CANCELLED",
+    5: "FAILED",
+    6: "TIMEOUT",
+    7: "NODE_FAIL",
+    8: "PREEMPTED",
+    9: "BOOT_FAIL",
+    10: "DEADLINE",
+    11: "OUT_OF_MEMORY",
+}
+"""slurm.h, enum job_states: the low byte of the state."""
+
+STATE_MASK: Final = 0xFF
+NO_VALUE_32: Final = (0xFFFFFFFE, 0xFFFFFFFF)
+MEM_PER_CPU_BIT: Final = 2**63
+DEFAULT_TRES_NAMES: Final = {1001: "gpu:tesla", 1002: "gpu:volta"}
+"""The releases' own mapping, for an archive that comes without its tres-mapping.txt."""
+
+_STRING_NULL = ("\\N", "")
+_TIMES = ("submit", "eligible", "start", "end")
+
+
+def finish(
+    frame: pl.DataFrame, tres_names: Mapping[int, str]
+) -> tuple[pl.DataFrame, dict[tuple[int | None, str, str], int]]:
+    """Return rows of ``jobs`` (``attempt`` not yet numbered), and counts of what was seen."""
+    have = set(frame.columns)
+    texts = [name for name, dtype in frame.schema.items() if dtype == pl.String and name not in ("raw",)]
+    frame = frame.with_columns(
+        pl.when(pl.col(texts).str.strip_chars().is_in(_STRING_NULL)).then(None).otherwise(pl.col(texts)).name.keep()
+    )
+    columns: list[pl.Expr] = []
+    counts: dict[tuple[int | None, str, str], int] = {}
+    for name in ("array_task_id", "array_max_tasks"):
+        if name in have:
+            columns.append(_without_no_value(name))
+    if "time_limit_min" in have:
+        columns.append((_without_no_value("time_limit_min") * S_PER_MINUTE).alias("time_limit_s"))
+    columns += [_time(f"{t}_epoch_s").alias(f"{t}_time") for t in _TIMES if f"{t}_epoch_s" in have]
+    if "state_raw" in have:
+        columns += _state()
+    if "mem_req_raw" in have:
+        memory, per_cpu, inexact = _memory()
+        columns += [memory, per_cpu]
+        _count(frame, inexact, "digits_lost", "mem_req", counts)
+    if "node_list" in have:
+        readable = pl.col("node_list").str.contains(r"^\[\s*(('[^'\[\]]*'|\"[^\"\[\]]*\")\s*,?\s*)*\]$")
+        stringified = pl.col("node_list").str.starts_with("[")
+        _count(frame, stringified & ~readable, "node_list_unreadable", "nodelist", counts)
+        names = pl.col("node_list").str.extract_all(r"[^\s,'\"\[\]]+").list.join(",")
+        columns.append(pl.when(readable).then(names).otherwise(pl.col("node_list")).alias("node_list"))
+    columns += _gpus(have, {**DEFAULT_TRES_NAMES, **tres_names})
+    done = frame.with_columns(columns).drop(list(_OWN_TYPES), strict=False)
+    _check_times(done, counts)
+    return done, counts
+
+
+def _count(
+    frame: pl.DataFrame, mask: pl.Expr, reason: str, detail: str, counts: dict[tuple[int | None, str, str], int]
+) -> None:
+    for (job_id,) in frame.filter(mask.fill_null(False)).select("job_id").iter_rows():
+        key = (job_id, reason, detail)
+        counts[key] = counts.get(key, 0) + 1
+
+
+def _without_no_value(name: str) -> pl.Expr:
+    return pl.when(~pl.col(name).is_in(NO_VALUE_32)).then(pl.col(name)).alias(name)
+
+
+def _time(name: str) -> pl.Expr:
+    """Return an expression: epoch seconds to time; 0 and below, and NO_VAL, mean never."""
+    valid = (pl.col(name) > 0) & ~pl.col(name).is_in([float(v) for v in NO_VALUE_32])
+    return pl.when(valid).then((pl.col(name) * US_PER_S).round().cast(pl.Int64).cast(TIME))
+
+
+def _state() -> list[pl.Expr]:
+    code = pl.col("state_raw").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
+    word = code.mod(STATE_MASK + 1).replace_strict(STATES, default=None, return_dtype=pl.String)
+    flags = code - code.mod(STATE_MASK + 1)
+    text = pl.when(code.is_null()).then(pl.col("state_raw").str.to_uppercase().str.extract(r"^(\S+)"))
+    return [pl.coalesce(word, text).alias("state"), flags.alias("state_flags")]
+
+
+def _memory() -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    """Return expressions: MiB asked for, whether per CPU, and whether the digits were lost to an exponent form.
+
+    The top bit means per CPU: 2^63 + value as an unsigned integer, value - 2^63 where a reader had made it signed.
+    """
+    raw = pl.col("mem_req_raw")
+    unsigned = raw.cast(pl.UInt64, strict=False)
+    signed = raw.cast(pl.Int64, strict=False)
+    rounded = raw.cast(pl.Float64, strict=False)
+    half = pl.lit(MEM_PER_CPU_BIT - 1, dtype=pl.UInt64)
+    from_unsigned = pl.when(unsigned > half).then(unsigned - half - 1).otherwise(unsigned).cast(pl.Int64, strict=False)
+    from_signed = (signed + pl.lit(2**63 - 1, dtype=pl.Int64)) + 1
+    exact = pl.when(signed < 0).then(from_signed).otherwise(from_unsigned)
+    small = pl.when(unsigned.is_null() & signed.is_null() & rounded.is_between(0, 2.0**53)).then(rounded.cast(pl.Int64))
+    value = pl.coalesce(exact, small)
+    no_value = value.is_in(NO_VALUE_32) | (value >= 2**62)
+    per_cpu = (unsigned > half) | (signed < 0) | (rounded >= 2.0**63)
+    inexact = raw.is_not_null() & value.is_null() & (rounded.is_not_null() | raw.str.contains("[eE]"))
+    return (
+        pl.when(~no_value).then(value).alias("mem_mib"),
+        per_cpu.alias("mem_per_cpu"),
+        inexact,
+    )
+
+
+def _gpus(have: set[str], tres_names: Mapping[int, str]) -> list[pl.Expr]:
+    sources = [pl.col(name) for name in ("tres_alloc", "tres_req") if name in have]
+    kinds = {tres: name.split(":", 1)[1] for tres, name in tres_names.items() if name.startswith("gpu:")}
+    if not sources:
+        return []
+    tres = pl.coalesce(sources)
+    found = {kind: tres.str.extract(rf"(?:^|,){number}=(\d+)").cast(pl.Int64) for number, kind in kinds.items()}
+    total = pl.sum_horizontal([count.fill_null(0) for count in found.values()]) if found else pl.lit(0, dtype=pl.Int64)
+    kind = pl.coalesce([pl.when(count > 0).then(pl.lit(name)) for name, count in sorted(found.items(), reverse=True)])
+    return [pl.when(tres.is_not_null()).then(total).alias("gpus"), kind.alias("gpu_type")]
+
+
+def _check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], int]) -> None:
+    if {"start_time", "end_time"} <= set(done.columns):
+        _count(done, pl.col("end_time") < pl.col("start_time"), "end_before_start", "time_end", counts)
+    if {"submit_time", "start_time"} <= set(done.columns):
+        _count(done, pl.col("start_time") < pl.col("submit_time"), "start_before_submit", "time_start", counts)
+
+
+def number_attempts(frame: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Return the rows with ``attempt`` numbered in file order, exact repeats, and ``seen`` (job_id, row_hash) grown.
+
+    ``seen`` holds what earlier pieces of the same log brought.
+    """
+    content = [name for name in frame.columns if name not in ("line", "raw")]
+    hashed = frame.with_columns(row_hash=frame.select(content).hash_rows(seed=1))
+    old = seen.unique().with_columns(known=True)
+    known = hashed.join(old, on=["job_id", "row_hash"], how="left", maintain_order="left")
+    first = pl.struct("job_id", "row_hash").is_first_distinct()
+    repeat = known.select(~first | pl.col("known").fill_null(False)).to_series()
+    new = hashed.filter(~repeat)
+    before = seen.group_by("job_id").agg(pl.len().cast(pl.Int32).alias("before"))
+    numbered = (
+        new.join(before, on="job_id", how="left", maintain_order="left")
+        .with_columns(attempt=pl.int_range(pl.len(), dtype=pl.Int32).over("job_id") + pl.col("before").fill_null(0))
+        .drop("before", "row_hash")
+    )
+    grown = pl.concat([seen, new.select("job_id", "row_hash")])
+    return numbered, frame.filter(repeat), grown
+
+
+def empty_seen() -> pl.DataFrame:
+    """Return the ``seen`` of a log of which nothing has been read."""
+    return pl.DataFrame(schema={"job_id": pl.Int64, "row_hash": pl.UInt64})

@@ -1,0 +1,207 @@
+"""What one task writes before anything is committed: parts, their pieces, minutes, quarantined rows, counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from ingest.parts import PartWriter, write_part
+from ingest.quality import LIMITS
+from ingest.records import CountKey, Part
+from ingest.rollup import (
+    PIECE_SCHEMA,
+    SERIES_KEY,
+    IntArray,
+    join_minutes,
+    series_starts,
+    summarise_minutes,
+    summarise_pieces,
+)
+from ingest.schemas import GPU_MINUTES, QUARANTINE, TABLES
+
+PIECES_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "table": pl.String(),
+    "part": pl.String(),
+    "input": pl.String(),
+    "extended": pl.Boolean(),
+    "row_start": pl.Int64(),
+    "job_id": pl.Int64(),
+    "node": pl.String(),
+    "gpu_index": pl.Int16(),
+    **PIECE_SCHEMA,
+}
+"""The manifest's index: which rows of which part came from which inputs, and of which series they are.
+
+``input`` has the names of the input files, one a line where several files made one series.
+"""
+
+_QUARANTINE_BUFFER_ROWS: Final = 20_000
+
+Rejected = tuple[str, int | None, int, str, str, str, str | None]
+"""File, line, rows it stands for, table, reason, detail, raw line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point to which `Staging.rollback` can return."""
+
+    parts: int
+    pieces: int
+    minutes: int
+
+
+class Staging:
+    """Collects one task's output under ``folder``; every path starts with ``name``."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self._folder = Path(folder)
+        self._name = name
+        self._parts: list[Part] = []
+        self._pieces: list[pl.DataFrame] = []
+        self._minutes: list[pl.DataFrame] = []
+        self._open: dict[str, PartWriter] = {}
+        self._number: Counter[str] = Counter()
+        self._rejected: list[Rejected] = []
+        self.counts: Counter[CountKey] = Counter()
+        self.null_cells: Counter[tuple[str, str]] = Counter()
+        self.rows_out: Counter[str] = Counter()
+        self.rows_quarantined: Counter[str] = Counter()
+
+    def store(self, table: str, frame: pl.DataFrame, inputs: Sequence[str], *, extended: bool = False) -> None:
+        """Write a batch in key order to the table's open part; ``frame['file']`` says which of ``inputs`` a row is of."""
+        if not frame.height:
+            return
+        is_gpu = table == "gpu_samples"
+        starts = _starts(frame, is_gpu)
+        writer = self._writer("gpu_extended" if extended else table, table)
+        first = writer.write(frame, starts)
+        files = frame["file"][starts.tolist()].to_list()
+        for file, rows in frame.group_by("file").len().iter_rows():
+            self.rows_out[inputs[file]] += rows
+        pieces = summarise_pieces(frame, starts) if is_gpu else _plain_pieces(frame, starts)
+        self._pieces.append(
+            pieces.with_columns(
+                pl.lit(table).alias("table"),
+                pl.lit(str(writer.path)).alias("part"),
+                pl.Series("input", [inputs[f] for f in files], dtype=pl.String),
+                pl.lit(extended).alias("extended"),
+                pl.Series("row_start", starts + first),
+            )
+        )
+        if is_gpu and not extended:
+            self._minutes.append(summarise_minutes(frame, starts))
+        self._count_nulls(frame, inputs)
+
+    def _count_nulls(self, frame: pl.DataFrame, inputs: Sequence[str]) -> None:
+        columns = [name for name in frame.columns if name in LIMITS and frame[name].null_count()]
+        if columns:
+            for file, *nulls in frame.group_by("file").agg(pl.col(columns).null_count()).iter_rows():
+                for column, n in zip(columns, nulls, strict=True):
+                    if n:
+                        self.null_cells[inputs[file], column] += n
+
+    def _writer(self, stem: str, table: str) -> PartWriter:
+        if stem not in self._open:
+            path = self._folder / stem / f"{self._name}-{self._number[stem]:04d}.parquet"
+            self._number[stem] += 1
+            self._open[stem] = PartWriter(path, TABLES[table])
+        return self._open[stem]
+
+    def close_parts(self) -> None:
+        """Close the open parts, so that the next batch starts new ones."""
+        for stem in list(self._open):
+            self._parts.append(self._open[stem].close())
+            del self._open[stem]
+
+    def reject(self, rows: Iterable[Rejected]) -> None:
+        """Put rows into quarantine."""
+        for row in rows:
+            self._rejected.append(row)
+            self.rows_quarantined[row[0]] += row[2]
+        if len(self._rejected) >= _QUARANTINE_BUFFER_ROWS:
+            self._flush_rejected()
+
+    def _flush_rejected(self) -> None:
+        if self._rejected:
+            frame = pl.DataFrame(self._rejected, schema=QUARANTINE.columns, orient="row")
+            path = self._folder / "quarantine" / f"{self._name}-{self._number['quarantine']:04d}.parquet"
+            self._number["quarantine"] += 1
+            self._parts.append(write_part(path, "quarantine", frame))
+            self._rejected = []
+
+    def mark(self) -> Mark:
+        """Return where the output stands now, with no part open."""
+        self.close_parts()
+        return Mark(len(self._parts), len(self._pieces), len(self._minutes))
+
+    def rollback(self, mark: Mark, name: str) -> None:
+        """Forget what was written since ``mark`` for the input ``name``."""
+        self.close_parts()
+        self._rejected = [row for row in self._rejected if row[0] != name]
+        for part in self._parts[mark.parts :]:
+            Path(part.path).unlink(missing_ok=True)
+        del self._parts[mark.parts :], self._pieces[mark.pieces :], self._minutes[mark.minutes :]
+        for counter in (self.rows_out, self.rows_quarantined):
+            del counter[name]
+        for counts in (self.counts, self.null_cells):
+            for key in [key for key in counts if key[0] == name]:
+                del counts[key]  # type: ignore[arg-type]
+
+    def finish(self) -> tuple[tuple[Part, ...], str]:
+        """Write what is left; return the parts and the path of the pieces ('' where there are none)."""
+        self.close_parts()
+        self._flush_rejected()
+        if self._minutes:
+            minutes = join_minutes(pl.concat(self._minutes))
+            self._parts.append(
+                write_part(self._folder / "gpu_minutes" / f"{self._name}.parquet", "gpu_minutes", minutes)
+            )
+        if not self._pieces:
+            return tuple(self._parts), ""
+        path = self._folder / f"{self._name}.pieces.parquet"
+        pieces = conform_pieces(pl.concat(self._pieces, how="diagonal_relaxed"))
+        pieces.write_parquet(path)
+        return tuple(self._parts), str(path)
+
+    def discard(self) -> None:
+        """Throw the open parts away."""
+        for writer in self._open.values():
+            writer.discard()
+        self._open = {}
+
+
+def conform_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return pieces with exactly the columns of `PIECES_SCHEMA`, absent ones null."""
+    have = set(pieces.columns)
+    return pieces.select(
+        [(pl.col(n).cast(d) if n in have else pl.lit(None, dtype=d).alias(n)) for n, d in PIECES_SCHEMA.items()]
+    )
+
+
+def _starts(frame: pl.DataFrame, is_gpu: bool) -> IntArray:
+    """Return where pieces start: a new series of GPU samples, or else a new input file."""
+    by_file = frame.with_columns(pl.col("file").alias("gpu_index"), pl.lit(0).alias("job_id"), pl.lit("").alias("node"))
+    return series_starts(frame) if is_gpu else series_starts(by_file)
+
+
+def _plain_pieces(frame: pl.DataFrame, starts: IntArray) -> pl.DataFrame:
+    rows = pl.Series("rows", starts).diff(-1).abs().fill_null(frame.height - int(starts[-1]))
+    at = starts.tolist()
+    columns = {"rows": rows}
+    if "job_id" in frame.columns and "time" in frame.columns:
+        columns["job_id"] = frame["job_id"][at]
+    return pl.DataFrame(columns)
+
+
+def minutes_without(minutes: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """Return the minutes of all series but those in ``keys`` (columns of the series key)."""
+    if not keys.height or not minutes.height:
+        return minutes
+    return GPU_MINUTES.conform(
+        minutes.join(keys.select(SERIES_KEY).unique(), on=SERIES_KEY, how="anti", nulls_equal=True)
+    )

@@ -1,0 +1,33 @@
+"""The tasks that runners run, importable without any frame library: each imports what it needs where it runs."""
+
+from __future__ import annotations
+
+from ingest.records import CommitResult, CommitSpec, IngestPlan, PlanSpec, ScanResult, ScanSpec
+
+
+def plan(spec: PlanSpec) -> IngestPlan:
+    """Return what is to be done for an archive."""
+    from ingest.plan import plan_ingest
+
+    return plan_ingest(spec)
+
+
+def scan(spec: ScanSpec) -> ScanResult:
+    """Read files and stage parts."""
+    from ingest.scan import scan_files
+
+    return scan_files(spec)
+
+
+def verify(spec: ScanSpec) -> tuple[str, int, list[str]]:
+    """Hash one share of a large file."""
+    from ingest.plan import verify_share
+
+    return verify_share(spec)
+
+
+def commit(spec: CommitSpec) -> CommitResult:
+    """Bring the lake to its next state."""
+    from ingest.commit import commit as do_commit
+
+    return do_commit(spec)
