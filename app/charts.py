@@ -28,7 +28,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 0; overflow-x: auto; } figcaption { color: #444; max-width: 100ch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #e3e3e3; text-align: left; }
-th { border-bottom: 2px solid #767676; vertical-align: bottom; } td { white-space: nowrap; } .number { text-align: right; }
+th { border-bottom: 2px solid #767676; vertical-align: bottom; }
+td { white-space: nowrap; } .number { text-align: right; }
 dl { display: grid; grid-template-columns: max-content auto; gap: 0.2rem 1.5rem; } dd { margin: 0; }
 """
 

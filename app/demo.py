@@ -38,6 +38,9 @@ SEED = 37
 FEW_JOBS = 15
 """Fewer jobs a class than this, and the score says more of the recording than of the method."""
 
+EXCERPT_S = 600
+"""No more than this of an example job is drawn."""
+
 _SAMPLE_COLUMNS = ("job_id", "node", "gpu_index", "time", *CHALLENGE_CHANNELS)
 
 
@@ -129,7 +132,7 @@ def run_demo(
     classes = summarise_classes(jobs, bounds, found)
 
     tell(f"5/5  chart {chart}")
-    family = dict(jobs.filter(~jobs["outside"]).select("label", "family").unique().iter_rows())
+    family = dict(jobs.drop_nulls("family").select("label", "family").unique().iter_rows())
     result = DemoReport(
         archive=str(archive),
         lake=str(lake_root),
@@ -141,8 +144,8 @@ def run_demo(
         windows=table.height,
         series_without_window=short,
         features=features.shape[1],
-        accuracy=_figures(found.score) if found else {},
-        family_accuracy=_figures(score_families(found, family)) if found else {},
+        accuracy=_figures(found.score if found else None),
+        family_accuracy=_figures(score_families(found, family) if found else None),
         score_note=_score_note(found),
         figures_from={
             "power_*, energy_j": "MEASURED by each GPU's own meter; energy by trapezoids, none across a gap",
@@ -213,8 +216,13 @@ def classify(table: pl.DataFrame, features: FloatArray, labels: pl.DataFrame) ->
     return cross_validate(features, job_ids, label, seed=SEED)
 
 
-def score_families(found: CrossValidation, family: dict[str, str]) -> Score:
-    """Return the score of the families of the predicted classes: a wrong network of the right family counts."""
+def score_families(found: CrossValidation, family: dict[str, str]) -> Score | None:
+    """Return the score of the families of the predicted classes: a wrong network of the right family counts.
+
+    None where the family of a class is not known.
+    """
+    if not set(found.predictions["label"]) <= set(family):
+        return None
     truth, predicted = ([family[label] for label in found.predictions[name]] for name in ("label", "predicted"))
     return score(truth, predicted, np.random.default_rng(SEED))
 
@@ -262,8 +270,8 @@ def draw_page(
     figures = [
         (
             "Power of one job of each family",
-            "The job of median power of each family, and of each kind outside the challenge. A cap touches the job "
-            "where the one-second average lies above its line.",
+            "The job of median power of each family, and of each kind outside the challenge; its first ten minutes at "
+            "most. A cap touches the job where the one-second average lies above its line.",
             draw_examples(readings, averages, CAP_SHARES),
         ),
         (
@@ -301,11 +309,15 @@ def example_power(recording: Recording, jobs: pl.DataFrame, bounds: pl.DataFrame
     for outside, kind, job_id, label in chosen.iter_rows():
         node, gpu_index, tdp_w = bounds.filter(pl.col("job_id") == job_id).select("node", "gpu_index", "tdp_w").row(0)
         series = recording.read_series(job_id, ("time", "power_w"), node=node, gpu_index=gpu_index)
-        title = f"{label} (outside)" if outside else f"{kind}: {label}"
+        title = f"{label} (outside)" if outside else label if kind == label else f"{kind}: {label}"
+        series = series.filter(pl.col("time") <= pl.col("time").min() + pl.duration(seconds=EXCERPT_S))
         elapsed_s = (series["time"] - series["time"].min()).dt.total_microseconds().to_numpy() / US_PER_S
         seconds = second_averages(elapsed_s, series["power_w"].cast(pl.Float64).to_numpy())
         readings.append(series.select(title=pl.lit(title), elapsed_s=pl.Series(elapsed_s), power_w="power_w"))
         averages.append(_steps(seconds).select(pl.lit(title).alias("title"), pl.all(), tdp_w=pl.lit(tdp_w, pl.Float64)))
+    if not readings:
+        nothing = pl.DataFrame(schema={"title": pl.String, "elapsed_s": pl.Float64, "power_w": pl.Float64})
+        return nothing, nothing.with_columns(tdp_w=pl.lit(None, pl.Float64))
     return pl.concat(readings), pl.concat(averages)
 
 
@@ -319,7 +331,9 @@ def _steps(seconds: SecondAverages) -> pl.DataFrame:
     return steps.sort("elapsed_s", maintain_order=True)
 
 
-def _figures(scored: Score) -> dict[str, float]:
+def _figures(scored: Score | None) -> dict[str, float]:
+    if scored is None:
+        return {}
     return {
         "accuracy": scored.accuracy,
         "low_95pct": scored.low,
@@ -333,7 +347,7 @@ def _figures(scored: Score) -> dict[str, float]:
 
 def _score_text(figures: dict[str, float]) -> str:
     if not figures:
-        return "not scored: fewer than two classes have two labelled jobs"
+        return "not scored"
     return (
         f"{figures['accuracy']:.2f} of {figures['jobs']} jobs right among {figures['classes']} "
         f"(95 % interval {figures['low_95pct']:.2f} to {figures['high_95pct']:.2f}); "

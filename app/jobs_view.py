@@ -152,7 +152,7 @@ def describe_job(job_id: int, cluster: str, tables: Mapping[str, pl.LazyFrame]) 
 
 def _joined(jobs: pl.LazyFrame, stats: pl.LazyFrame, labels: pl.LazyFrame) -> pl.LazyFrame:
     key = ["cluster", "job_id"]
-    last = jobs.sort("attempt").group_by(key).agg(pl.all().last(), attempts=pl.len())
+    last = jobs.group_by(key).agg(pl.all().get(pl.col("attempt").arg_max()), attempts=pl.len())
     joined = last.join(stats, on=key, how="full", coalesce=True, suffix="_seen").join(labels, on=key, how="left")
     seconds = pl.col("end_time") - pl.col("start_time")
     wait = pl.col("start_time") - pl.coalesce("eligible_time", "submit_time")

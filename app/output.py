@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeGuard
 
 import click
 
@@ -97,6 +97,8 @@ def render(value: object, output_format: str, room: int | None = None) -> bytes:
     dataclass stands upright, a line for each field. A field that is not in the dataclass's repr is left out. A table
     wider than ``room`` characters has its long text wrapped.
     """
+    if output_format in ("json", "csv") and _is_flat_frame(value):
+        return _frame_text(value, output_format).encode()
     if output_format == "json":
         text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         return text.encode()
@@ -134,6 +136,36 @@ def _fields(value: Any) -> list[dataclasses.Field[Any]]:
 def _is_frame(value: object) -> bool:
     polars = sys.modules.get("polars")  # a frame exists only where polars is loaded already
     return polars is not None and isinstance(value, polars.DataFrame)
+
+
+def _is_flat_frame(value: Any) -> TypeGuard[pl.DataFrame]:
+    return _is_frame(value) and not any(dtype.is_nested() for dtype in value.dtypes)
+
+
+def _frame_text(frame: pl.DataFrame, output_format: str) -> str:
+    """Return a frame as polars itself writes it, which is quick: millions of cells a second."""
+    import polars as pl
+    from polars import selectors as cs
+
+    plain = frame.with_columns(
+        cs.float().replace([float("nan"), float("inf"), float("-inf")], None),
+        *[_iso_column(name, dtype) for name, dtype in frame.schema.items() if isinstance(dtype, pl.Datetime)],
+    )
+    if output_format == "csv":
+        return plain.write_csv()
+    rows = plain.write_ndjson().rstrip("\n")
+    return "[\n" + rows.replace("\n", ",\n") + "\n]\n" if rows else "[]\n"
+
+
+def _iso_column(name: str, dtype: pl.Datetime) -> pl.Expr:
+    """Return a column of times as `iso` writes them."""
+    import polars as pl
+
+    time = pl.col(name).dt.cast_time_unit("us")
+    if dtype.time_zone is not None:
+        time = time.dt.convert_time_zone("UTC")
+    whole = time.dt.to_string("%Y-%m-%dT%H:%M:%SZ")
+    return pl.when(time.dt.microsecond() == 0).then(whole).otherwise(time.dt.to_string("%Y-%m-%dT%H:%M:%S%.6fZ"))
 
 
 def _plain(value: Any) -> Any:  # noqa: PLR0911 (a line for each kind of value reads better than a chain)
@@ -256,8 +288,12 @@ def _grid(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], room: int |
     return "\n".join(out) + "\n"
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    return [text] if len(text) <= width else textwrap.wrap(text, width, break_on_hyphens=False)
+def _wrap(text: str, width: int, hang: int = 0) -> list[str]:
+    """Return the lines of a text, those after the first set in by ``hang`` characters."""
+    if len(text) <= width:
+        return [text]
+    rest = textwrap.wrap(text[hang:], width - hang, break_on_hyphens=False)
+    return [text[:hang] + rest[0], *(" " * hang + line for line in rest[1:])]
 
 
 def _narrowed(text_width: dict[str, int], wanted: int, room: int, columns: Sequence[str]) -> dict[str, int]:
@@ -278,10 +314,10 @@ def _upright(fields: Sequence[tuple[str, Any]], room: int | None) -> str:
     width = max(len(name) for name, _ in fields)
     lines, below = [], []
     for name, value in fields:
-        items = [NULL]
+        items, hang = [NULL], 0
         if isinstance(value, Mapping) and value:
-            inner = max(len(str(key)) for key in value)
-            items = [f"{str(key).ljust(inner)}  {_text(item, str(key))}" for key, item in value.items()]
+            hang = max(len(str(key)) for key in value) + 2
+            items = [f"{str(key).ljust(hang)}{_text(item, str(key))}" for key, item in value.items()]
         elif isinstance(value, Sequence) and not isinstance(value, str):
             if value and dataclasses.is_dataclass(value[0]):
                 below.append(f"\n{name}\n{_table(value, room)}")
@@ -289,6 +325,8 @@ def _upright(fields: Sequence[tuple[str, Any]], room: int | None) -> str:
             items = [_text(item, name) for item in value] or items
         else:
             items = [_text(value, name)]
+        if room is not None:
+            items = [line for item in items for line in _wrap(item, max(room - width - 2, hang + 2 * NARROWEST), hang)]
         lines += [f"{(name if index == 0 else '').ljust(width)}  {item}" for index, item in enumerate(items)]
     return "\n".join(lines) + "\n" + "".join(below)
 

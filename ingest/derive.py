@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Final
 
 import polars as pl
 
+from ingest.reference import gpu_types
 from ingest.records import CountKey, FileRecord
 from ingest.rollup import join_pieces, summarise_jobs
 from ingest.schemas import DEVICES, QUALITY
@@ -26,11 +26,6 @@ class Derived:
     quality: pl.DataFrame
 
 
-def read_gpu_types() -> pl.DataFrame:
-    """Return the reference table of GPU types (gpu_type, product, tdp_w, source)."""
-    return pl.read_csv(resources.files("ingest").joinpath("gpu_types.csv").read_bytes())
-
-
 def derive(pieces: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) -> Derived:
     """Return what follows from all series of a cluster, its jobs and its labels."""
     series = join_pieces(pieces.filter(pl.col("table") == "gpu_samples"))
@@ -39,7 +34,7 @@ def derive(pieces: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) -> De
 
 def _devices(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
     types = jobs.filter(pl.col("gpu_type").is_not_null()).unique("job_id", keep="last", maintain_order=True)
-    tdp = read_gpu_types().select("gpu_type", pl.col("tdp_w").cast(pl.Float32))
+    tdp = gpu_types().select("gpu_type", "tdp_w")
     found = (
         series.join(types.select("job_id", "gpu_type"), on="job_id", how="left")
         .group_by("node", "gpu_index")

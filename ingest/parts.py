@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ingest.records import Part
 from ingest.schemas import TABLES, TableSchema
 
-ROW_GROUP_ROWS: Final = 16_384
+ROW_GROUP_ROWS: Final = 49_152
 """A row group is closed at the first series end after this many rows."""
 
 COMPRESSION_LEVEL: Final = 1
@@ -32,7 +32,7 @@ def arrow_schema(table: TableSchema) -> pa.Schema:
     fields = []
     for name, dtype in table.columns.items():
         kind = pa.string() if dtype == pl.String else pl.Series(dtype=dtype).to_arrow().type
-        fields.append(pa.field(name, kind))
+        fields.append(pa.field(name, kind, nullable=name not in table.never_null))
     return pa.schema(fields)
 
 
@@ -59,6 +59,8 @@ class PartWriter:
             compression_level=COMPRESSION_LEVEL,
             use_dictionary=[name for name in table.columns if name not in delta],
             column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
+            write_statistics=list(table.key),
+            write_batch_size=65_536,
             store_schema=False,
         )
 
@@ -94,7 +96,7 @@ class PartWriter:
 
     def _flush(self) -> None:
         if self._pending:
-            table = self._pending[0] if len(self._pending) == 1 else pa.concat_tables(self._pending)
+            table = self._pending[0] if len(self._pending) == 1 else pa.concat_tables(self._pending).unify_dictionaries()
             self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
             self._pending, self._pending_rows = [], 0
 
@@ -114,8 +116,7 @@ class PartWriter:
                 array = (series if series.dtype == want else series.cast(want)).to_arrow()
                 arrays.append(array if array.type == field.type else array.cast(field.type))
         return pa.Table.from_arrays(
-            arrays, schema=pa.schema([pa.field(f.name, a.type) for f, a in zip(self._schema, arrays, strict=True)])
-        ).cast(self._schema)
+            arrays, schema=self._schema)
 
     def close(self) -> Part:
         """Finish the part, make it durable, and return its record."""
@@ -144,7 +145,7 @@ def _writer_schema(table: TableSchema) -> pa.Schema:
     schema = arrow_schema(table)
     if table.name == "gpu_samples":
         at = schema.get_field_index("node")
-        schema = schema.set(at, pa.field("node", pa.dictionary(pa.int32(), pa.string())))
+        schema = schema.set(at, pa.field("node", pa.dictionary(pa.int32(), pa.string()), nullable=False))
     return schema
 
 

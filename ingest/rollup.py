@@ -6,6 +6,10 @@ Pure: arrays and frames in, frames out. A *series* is one GPU of one job on one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -17,11 +21,14 @@ from ingest.units import S_PER_MINUTE, US_PER_S
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+AnyArray = npt.NDArray[Any]
 
 SERIES_KEY = ("job_id", "node", "gpu_index")
 _MINUTE_US = S_PER_MINUTE * US_PER_S
 _MAX_GAP_US = int(MAX_GAP_S * US_PER_S)
 _CLOCK_JUMP_US = int(CLOCK_JUMP_S * US_PER_S)
+
+_POWER_EDGES = ("power_first_w", "power_last_w", "power_first_time", "power_last_time")
 
 PIECE_SCHEMA: dict[str, pl.DataType] = {
     "rows": pl.Int64(),
@@ -47,6 +54,44 @@ PIECE_SCHEMA: dict[str, pl.DataType] = {
     "counter_gain_j": pl.Float64(),
 }
 """Columns of one piece's summary, which the manifest keeps for each piece of each series."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Statistics of one column over consecutive stretches of rows, arrays of shape (n_segments,)."""
+
+    n: FloatArray
+    total: FloatArray
+    least: FloatArray
+    greatest: FloatArray
+
+    @property
+    def mean(self) -> FloatArray:
+        """The mean of each segment, NaN where nothing is there."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.total / self.n
+
+    def joined(self, at: IntArray) -> Segments:
+        """Return the statistics of longer stretches, which begin at the segments ``at``."""
+        return Segments(
+            np.add.reduceat(self.n, at),
+            np.add.reduceat(self.total, at),
+            np.fmin.reduceat(self.least, at),
+            np.fmax.reduceat(self.greatest, at),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A batch summed up, as arrays; `pieces_frame` and `minutes_frame` make tables of many.
+
+    ``keys`` has one row a series; ``pieces`` has arrays of that length, by column of `PIECE_SCHEMA`; ``minutes`` has one
+    entry a minute of a series, ``series`` being the row of its key.
+    """
+
+    keys: pl.DataFrame
+    pieces: dict[str, AnyArray]
+    minutes: dict[str, AnyArray]
 
 
 def energy_j(time_us: IntArray, power_w: FloatArray) -> float:
@@ -75,117 +120,163 @@ def series_starts(frame: pl.DataFrame) -> IntArray:
     return np.flatnonzero(mask)
 
 
-def _values(frame: pl.DataFrame, name: str) -> tuple[FloatArray, BoolArray | None]:
-    """Return one column (perhaps absent) as float64 with NaN for null, and the mask of present values (None: all)."""
+def _values(frame: pl.DataFrame, name: str) -> tuple[AnyArray, BoolArray | None]:
+    """Return one column (perhaps absent) and the mask of present values (None: all); with a mask, float64 and NaN."""
     if name not in frame.columns:
         return np.full(frame.height, np.nan), np.zeros(frame.height, np.bool_)
     column = frame[name]
     if column.null_count() == 0:
-        return column.cast(pl.Float64).to_numpy(), None
+        return column.to_numpy(), None
     return column.cast(pl.Float64).fill_null(float("nan")).to_numpy(), column.is_not_null().to_numpy()
 
 
-def _segments(values: FloatArray, present: BoolArray | None, starts: IntArray, n: IntArray) -> dict[str, FloatArray]:
-    """Return n, sum, min and max of each segment, missing values left out (min and max NaN where all are missing)."""
+def _segments(values: AnyArray, present: BoolArray | None, starts: IntArray, n: IntArray) -> Segments:
+    """Return n, sum, least and greatest of each segment, missing values left out (NaN extremes where all are missing)."""
     if present is None:
-        return {
-            "n": n.astype(np.float64),
-            "sum": np.add.reduceat(values, starts),
-            "min": np.minimum.reduceat(values, starts),
-            "max": np.maximum.reduceat(values, starts),
-        }
-    return {
-        "n": np.add.reduceat(present.astype(np.float64), starts),
-        "sum": np.add.reduceat(np.where(present, values, 0.0), starts),
-        "min": np.fmin.reduceat(values, starts),
-        "max": np.fmax.reduceat(values, starts),
-    }
+        return Segments(
+            n.astype(np.float64),
+            np.add.reduceat(values, starts, dtype=np.float64),
+            np.minimum.reduceat(values, starts).astype(np.float64),
+            np.maximum.reduceat(values, starts).astype(np.float64),
+        )
+    return Segments(
+        np.add.reduceat(present, starts, dtype=np.float64),
+        np.add.reduceat(np.where(present, values, 0.0), starts),
+        np.fmin.reduceat(values, starts),
+        np.fmax.reduceat(values, starts),
+    )
 
 
-def _whole(values: FloatArray, dtype: pl.DataType) -> pl.Series:
-    return pl.Series(values).fill_nan(None).cast(dtype)
-
-
-def summarise_pieces(frame: pl.DataFrame, starts: IntArray) -> pl.DataFrame:
-    """Return one row a series: its key and the columns of `PIECE_SCHEMA`.
+def summarise(frame: pl.DataFrame, starts: IntArray) -> Summary:
+    """Return the summary of rows of gpu_samples sorted by key, at least one.
 
     Parameters
     ----------
-    frame : rows of gpu_samples sorted by key
     starts : as from `series_starts`
+
+    Notes
+    -----
+    A minute that is cut by the frame's edge is a part of that minute: `join_minutes` adds the parts up.
     """
-    if not len(starts):
-        return pl.DataFrame(schema={**{k: frame.schema[k] for k in SERIES_KEY}, **PIECE_SCHEMA})
+    time_us = frame["time"].to_physical().to_numpy()
+    minute = time_us // _MINUTE_US
+    new = np.empty(len(minute), np.bool_)
+    np.not_equal(minute[1:], minute[:-1], out=new[1:])
+    new[starts] = True
+    at = np.flatnonzero(new)
+    n = np.diff(at, append=frame.height)
+    columns = ("power_w", "gpu_util_pct", "memory_util_pct", "gpu_temp_c", "memory_used_mib")
+    stats = {name: _segments(*_values(frame, name), at, n) for name in columns}
+    of_series = np.searchsorted(at, starts)
+    whole = {name: segments.joined(of_series) for name, segments in stats.items()}
+    minutes = {
+        "series": np.repeat(np.arange(len(starts)), np.diff(of_series, append=len(at))),
+        "minute": minute[at] * _MINUTE_US,
+        "n": n,
+        **_minute_columns(stats),
+    }
+    keys = frame.select(SERIES_KEY)[starts.tolist()].with_columns(pl.col("node").cast(pl.String))
+    return Summary(keys, _pieces(frame, starts, time_us, whole), minutes)
+
+
+def _minute_columns(stats: dict[str, Segments]) -> dict[str, AnyArray]:
+    power, util, memory_util = stats["power_w"], stats["gpu_util_pct"], stats["memory_util_pct"]
+    temp, used = stats["gpu_temp_c"], stats["memory_used_mib"]
+    return {
+        "n_power": power.n,
+        "power_mean_w": power.mean,
+        "power_min_w": power.least,
+        "power_max_w": power.greatest,
+        "n_gpu_util": util.n,
+        "gpu_util_mean_pct": util.mean,
+        "gpu_util_max_pct": util.greatest,
+        "n_memory_util": memory_util.n,
+        "memory_util_mean_pct": memory_util.mean,
+        "memory_used_max_mib": used.greatest,
+        "n_gpu_temp": temp.n,
+        "gpu_temp_mean_c": temp.mean,
+        "gpu_temp_max_c": temp.greatest,
+    }
+
+
+def _pieces(
+    frame: pl.DataFrame, starts: IntArray, time_us: IntArray, whole: dict[str, Segments]
+) -> dict[str, AnyArray]:
     n = np.diff(starts, append=frame.height)
-    ends = starts + n - 1
-    time_us = frame["time"].cast(pl.Int64).to_numpy()
-    step_us = np.diff(time_us, prepend=time_us[0])
+    step_us = np.empty_like(time_us)
+    np.subtract(time_us[1:], time_us[:-1], out=step_us[1:])
     step_us[starts] = 0
     longest_us = np.maximum.reduceat(step_us, starts)
-    gap = step_us > _MAX_GAP_US
-    power, present = _values(frame, "power_w")
-    util = _segments(*_values(frame, "gpu_util_pct"), starts, n)
-    used, used_present = _values(frame, "memory_used_mib")
-    free, _ = _values(frame, "memory_free_mib")
-    temp = _segments(*_values(frame, "gpu_temp_c"), starts, n)
-    columns: dict[str, pl.Series] = {
-        "rows": pl.Series(n),
-        "first_time": pl.Series(time_us[starts]).cast(TIME),
-        "last_time": pl.Series(time_us[ends]).cast(TIME),
-        "gaps": pl.Series(np.add.reduceat(gap.astype(np.int64), starts)),
-        "clock_jumps": pl.Series(np.add.reduceat((step_us > _CLOCK_JUMP_US).astype(np.int64), starts)),
-        "longest_gap_s": pl.Series(np.where(longest_us > _MAX_GAP_US, longest_us / US_PER_S, 0.0)),
-        "gpu_util_sum": pl.Series(util["sum"]),
-        "gpu_util_n": pl.Series(util["n"]).cast(pl.Int64),
-        "memory_used_max_mib": _whole(_segments(used, used_present, starts, n)["max"], pl.UInt32()),
-        "memory_total_max_mib": _whole(np.fmax.reduceat(used + free, starts), pl.UInt32()),
-        "gpu_temp_max_c": _whole(temp["max"], pl.Int16()),
-        **_integrate(time_us, power, present, starts, n),
-        **_counter(frame, starts, ends),
+    gaps = jumps = np.zeros(len(starts), np.int64)
+    if longest_us.max() > _MAX_GAP_US:
+        gaps = np.add.reduceat(step_us > _MAX_GAP_US, starts, dtype=np.int64)
+        jumps = np.add.reduceat(step_us > _CLOCK_JUMP_US, starts, dtype=np.int64)
+    return {
+        "rows": n,
+        "first_time": time_us[starts],
+        "last_time": time_us[starts + n - 1],
+        "gaps": gaps,
+        "clock_jumps": jumps,
+        "longest_gap_s": np.where(longest_us > _MAX_GAP_US, longest_us / US_PER_S, 0.0),
+        "gpu_util_sum": whole["gpu_util_pct"].total,
+        "gpu_util_n": whole["gpu_util_pct"].n,
+        "power_max_w": whole["power_w"].greatest,
+        "memory_used_max_mib": whole["memory_used_mib"].greatest,
+        "memory_total_max_mib": _total_memory(frame, starts, n),
+        "gpu_temp_max_c": whole["gpu_temp_c"].greatest,
+        **_integrate(frame, time_us, step_us, starts, n),
+        **_counter(frame, starts),
     }
-    keys = frame.select(SERIES_KEY)[starts.tolist()]
-    summary = pl.DataFrame({name: columns[name].cast(dtype) for name, dtype in PIECE_SCHEMA.items()})
-    return pl.concat([keys, summary], how="horizontal")
+
+
+def _total_memory(frame: pl.DataFrame, starts: IntArray, n: IntArray) -> FloatArray:
+    """Return the largest free + used memory of each series, NaN where one of them is missing."""
+    if not {"memory_used_mib", "memory_free_mib"} <= set(frame.columns):
+        return np.full(len(starts), np.nan)
+    total = (frame["memory_used_mib"] + frame["memory_free_mib"]).rename("total").to_frame()
+    return _segments(*_values(total, "total"), starts, n).greatest
 
 
 def _integrate(
-    time_us: IntArray, power: FloatArray, present: BoolArray | None, starts: IntArray, n: IntArray
-) -> dict[str, pl.Series]:
-    """Return energy, coverage, peak, and the first and last power of each segment; samples without power left out."""
-    segment = np.repeat(np.arange(len(starts)), n)
+    frame: pl.DataFrame, time_us: IntArray, step_us: IntArray, starts: IntArray, n: IntArray
+) -> dict[str, AnyArray]:
+    """Return energy, covered time, and the first and last power of each series; samples without power are left out."""
+    power, present = _values(frame, "power_w")
+    power = power.astype(np.float64, copy=False)
+    first, count = starts, n
+    some = np.ones(len(starts), np.bool_)
     if present is not None:
-        time_us, power, segment = time_us[present], power[present], segment[present]
-    count = np.bincount(segment, minlength=len(starts))
-    first = np.concatenate(([0], np.cumsum(count)))[:-1]
-    step_us = np.diff(time_us, prepend=time_us[:1]).astype(np.float64)
-    mean_w = np.empty_like(power)
-    mean_w[:1], mean_w[1:] = 0.0, (power[1:] + power[:-1]) / 2
-    joined = (step_us <= _MAX_GAP_US) & (np.diff(segment, prepend=-1) == 0)
-    step_s = np.where(joined, step_us, 0.0) / US_PER_S
-    some = count > 0
-    at_first, at_last = first[some], (first + count - 1)[some]
-    peak = np.full(len(starts), np.nan)
-    edges = {name: np.full(len(starts), np.nan) for name in ("power_first_w", "power_last_w")}
-    times = {name: np.full(len(starts), np.nan) for name in ("power_first_time", "power_last_time")}
+        segment = np.repeat(np.arange(len(starts)), n)[present]
+        time_us, power = time_us[present], power[present]
+        count = np.bincount(segment, minlength=len(starts))
+        some = count > 0
+        first = np.concatenate(([0], np.cumsum(count)))[:-1][some]
+        step_us = np.diff(time_us, prepend=time_us[:1])
+        step_us[first] = 0
+        count = count[some]
+    found = {name: np.full(len(starts), np.nan) for name in _POWER_EDGES}
+    found |= {"covered_s": np.zeros(len(starts)), "energy_j": np.zeros(len(starts))}
     if some.any():
-        peak[some] = np.maximum.reduceat(power, at_first)
-        edges["power_first_w"][some], edges["power_last_w"][some] = power[at_first], power[at_last]
-        times["power_first_time"][some], times["power_last_time"][some] = time_us[at_first], time_us[at_last]
-    return {
-        "covered_s": pl.Series(np.bincount(segment, weights=step_s, minlength=len(starts))),
-        "energy_j": pl.Series(np.bincount(segment, weights=step_s * mean_w, minlength=len(starts))),
-        "power_max_w": _whole(peak, pl.Float32()),
-        **{name: pl.Series(values).fill_nan(None) for name, values in edges.items()},
-        **{name: pl.Series(v).fill_nan(None).cast(pl.Int64).cast(TIME) for name, v in times.items()},
-    }
+        last = first + count - 1
+        step_s = step_us / US_PER_S
+        step_s[step_us > _MAX_GAP_US] = 0.0
+        area = np.empty_like(power)
+        area[0] = 0.0
+        np.add(power[1:], power[:-1], out=area[1:])
+        area *= step_s
+        found["covered_s"][some] = np.add.reduceat(step_s, first)
+        found["energy_j"][some] = np.add.reduceat(area, first) / 2
+        found["power_first_w"][some], found["power_last_w"][some] = power[first], power[last]
+        found["power_first_time"][some], found["power_last_time"][some] = time_us[first], time_us[last]
+    return found
 
 
-def _counter(frame: pl.DataFrame, starts: IntArray, ends: IntArray) -> dict[str, pl.Series]:
+def _counter(frame: pl.DataFrame, starts: IntArray) -> dict[str, AnyArray]:
     """Return the energy counter's first and last value and its gain; a step back is a driver's reset and adds nothing."""
     names = ("counter_first_j", "counter_last_j", "counter_gain_j")
     column = frame["energy_counter_j"] if "energy_counter_j" in frame.columns else None
     if column is None or column.null_count() == len(column):
-        return {name: pl.Series([None] * len(starts), dtype=pl.Float64) for name in names}
+        return {name: np.full(len(starts), np.nan) for name in names}
     segment = np.repeat(np.arange(len(starts)), np.append(starts[1:], frame.height) - starts)
     table = pl.DataFrame({"segment": segment, "j": column}).drop_nulls()
     gain = pl.col("j").diff().clip(lower_bound=0).sum()
@@ -194,49 +285,33 @@ def _counter(frame: pl.DataFrame, starts: IntArray, ends: IntArray) -> dict[str,
     )
     every = pl.DataFrame({"segment": np.arange(len(starts))}).join(found, on="segment", how="left")
     ordered = every.sort("segment")
-    return {name: ordered[name] for name in names}
+    return {name: ordered[name].fill_null(float("nan")).to_numpy() for name in names}
 
 
-def summarise_minutes(frame: pl.DataFrame, starts: IntArray) -> pl.DataFrame:
-    """Return rows of ``gpu_minutes`` for a frame sorted by key; a minute cut by the frame's edge is a part of it."""
-    if not len(starts):
-        return GPU_MINUTES.empty()
-    minute = frame["time"].cast(pl.Int64).to_numpy() // _MINUTE_US
-    new = np.diff(minute, prepend=minute[0] - 1) != 0
-    new[starts] = True
-    at = np.flatnonzero(new)
-    n = np.diff(at, append=frame.height)
-    power = _segments(*_values(frame, "power_w"), at, n)
-    util = _segments(*_values(frame, "gpu_util_pct"), at, n)
-    memory_util = _segments(*_values(frame, "memory_util_pct"), at, n)
-    temp = _segments(*_values(frame, "gpu_temp_c"), at, n)
-    used = _segments(*_values(frame, "memory_used_mib"), at, n)
-    columns: dict[str, object] = {
-        "minute": pl.Series(minute[at] * _MINUTE_US).cast(TIME),
-        "n": n,
-        "n_power": power["n"],
-        "power_mean_w": _mean(power),
-        "power_min_w": power["min"],
-        "power_max_w": power["max"],
-        "n_gpu_util": util["n"],
-        "gpu_util_mean_pct": _mean(util),
-        "gpu_util_max_pct": util["max"],
-        "n_memory_util": memory_util["n"],
-        "memory_util_mean_pct": _mean(memory_util),
-        "memory_used_max_mib": used["max"],
-        "n_gpu_temp": temp["n"],
-        "gpu_temp_mean_c": _mean(temp),
-        "gpu_temp_max_c": temp["max"],
-    }
-    keys = frame.select(SERIES_KEY)[at.tolist()]
-    floats = [name for name, v in columns.items() if isinstance(v, np.ndarray) and v.dtype == np.float64]
-    table = pl.concat([keys, pl.DataFrame(columns)], how="horizontal").with_columns(pl.col(floats).fill_nan(None))
-    return GPU_MINUTES.conform(table)
+def pieces_frame(summaries: Sequence[Summary]) -> pl.DataFrame:
+    """Return the pieces of all summaries: the series key and the columns of `PIECE_SCHEMA`."""
+    keys = pl.concat([summary.keys for summary in summaries])
+    return pl.concat([keys, _table([s.pieces for s in summaries], PIECE_SCHEMA)], how="horizontal")
 
 
-def _mean(segments: dict[str, FloatArray]) -> FloatArray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return segments["sum"] / segments["n"]
+def minutes_frame(summaries: Sequence[Summary]) -> pl.DataFrame:
+    """Return rows of ``gpu_minutes`` of all summaries, parts of a minute not yet joined."""
+    keys = pl.concat([summary.keys for summary in summaries])
+    before = np.cumsum([0, *(summary.keys.height for summary in summaries)])[:-1]
+    series = np.concatenate([s.minutes["series"] + n for s, n in zip(summaries, before, strict=True)])
+    schema = {name: dtype for name, dtype in GPU_MINUTES.columns.items() if name not in SERIES_KEY}
+    table = _table([s.minutes for s in summaries], schema)
+    return GPU_MINUTES.conform(pl.concat([keys[pl.Series(series)], table], how="horizontal"))
+
+
+def _table(arrays: Sequence[dict[str, AnyArray]], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    """Return arrays of one column after another as typed columns; NaN is null, times are in microseconds."""
+    columns = {name: np.concatenate([a[name] for a in arrays]) for name in schema}
+    floats = [name for name, values in columns.items() if values.dtype.kind == "f"]
+    frame = pl.DataFrame(columns).with_columns(pl.col(floats).fill_nan(None))
+    return frame.select(
+        [pl.col(n).cast(pl.Int64).cast(TIME) if d == TIME else pl.col(n).cast(d) for n, d in schema.items()]
+    )
 
 
 def join_minutes(minutes: pl.DataFrame) -> pl.DataFrame:

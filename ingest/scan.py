@@ -30,6 +30,8 @@ CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
 
 _HEADER_BYTES = 256 * 1024
+_NEWLINE = ord("\n")
+_BLANK_BYTES = 4096
 _SEQUENTIAL = frozenset({"jobs", "node"})
 
 
@@ -95,14 +97,14 @@ class _Source:
         self.hash.update(data)
         return data
 
-    def fill(self, size: int) -> bytes:
-        """Return ``size`` bytes, or all there are."""
+    def fill(self, size: int, expected: int) -> bytes:
+        """Return a little over ``size`` bytes, or all there are; ``expected`` is how many there may be."""
         pieces: list[bytes] = []
         have = 0
-        while have <= size and (piece := self.read(size + 1 - have)):
+        while have <= size and (piece := self.read(min(size, max(expected - have, 0)) + 1)):
             pieces.append(piece)
             have += len(piece)
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 @dataclass(slots=True)
@@ -111,7 +113,7 @@ class _Small:
 
     file: ScanFile
     header: Header
-    body: bytes
+    body: memoryview
 
 
 class _Scan:
@@ -154,7 +156,7 @@ class _Scan:
         if file.stop is not None:
             self._read_share(file, source)
         else:
-            head = source.fill(CHUNK_BYTES)
+            head = source.fill(CHUNK_BYTES, CHUNK_BYTES if file.member.codec else file.member.size)
             if source.ended:
                 self._read_small(file, head, source)
             else:
@@ -168,16 +170,15 @@ class _Scan:
         self._records.append(_record(file, header, source))
         if source.problem:
             self._count(file, *source.problem)
-        body = data[offset:]
-        if not body.strip():
+        data = data if data.endswith(b"\n") else data + b"\n"
+        if len(data) - offset <= _BLANK_BYTES and data[offset:].isspace():
             return
-        body = body if body.endswith(b"\n") else body + b"\n"
         if file.kind in _SEQUENTIAL or source.problem:
             self._flush_small()
-            self._read_body(file, header, [body], 2)
+            self._read_body(file, header, [data[offset:]], 2)
             return
-        self._small.append(_Small(file, header, body))
-        self._small_bytes += len(body)
+        self._small.append(_Small(file, header, memoryview(data)[offset:]))
+        self._small_bytes += len(data)
         if self._small_bytes >= CHUNK_BYTES:
             self._flush_small()
 
@@ -276,7 +277,7 @@ class _Scan:
             waiting = waiting[n:]
 
     def _parse_small(self, kind: supercloud.FileKind, header: Header, small: list[_Small]) -> None:
-        lines = [s.body.count(b"\n") for s in small]
+        lines = [int(np.count_nonzero(np.frombuffer(s.body, np.uint8) == _NEWLINE)) for s in small]
         frame = delimited.parse_clean(b"".join([s.body for s in small]), header, kind.types, kind.required)
         doubtful = set(range(len(small)))
         kept: list[pl.DataFrame] = []
@@ -290,7 +291,7 @@ class _Scan:
             kept.append(ordered.frame.filter(~pl.col(batches.FILE).is_in(doubtful)) if doubtful else ordered.frame)
         for i in sorted(doubtful):
             file = small[i].file
-            careful = [part for part, _ in self._careful(file, kind, header, small[i].body, 2)]
+            careful = [part for part, _ in self._careful(file, kind, header, bytes(small[i].body), 2)]
             rows = pl.concat(careful, how="diagonal_relaxed").with_columns(pl.lit(i, pl.Int32).alias(batches.FILE))
             kept.append(self._order_careful(file, kind, rows, i))
         self._store(kind, [s.file for s in small], kept)

@@ -18,7 +18,8 @@ class TableSchema:
     """One table: column name to polars type in order, its key without ``cluster``, and what the columns mean.
 
     ``delta`` names the columns that are stored as DELTA_BINARY_PACKED; all others use a dictionary. Both were chosen by
-    measurement (BENCHMARKS.md) among the encodings that all five readers understand.
+    measurement (BENCHMARKS.md) among the encodings that all five readers understand. ``never_null`` columns are stored as
+    required ones.
     """
 
     name: str
@@ -26,6 +27,7 @@ class TableSchema:
     columns: dict[str, pl.DataType]
     doc: str
     delta: tuple[str, ...] = ()
+    never_null: tuple[str, ...] = ()
 
     def empty(self) -> pl.DataFrame:
         """Return a frame of no rows with this table's columns and types."""
@@ -71,6 +73,7 @@ GPU_SAMPLES = TableSchema(
         throttle=pl.Int64,
     ),
     delta=("time",),
+    never_null=("node", "gpu_index", "time"),
 )
 
 CPU_SAMPLES = TableSchema(
@@ -292,7 +295,8 @@ GPU_MINUTES = TableSchema(
     key=("job_id", "node", "gpu_index", "minute"),
     doc=(
         "One-minute roll-up of gpu_samples, written with them: n samples and the mean, least and greatest of what "
-        "a cluster-wide curve needs. Sum power_mean_w over GPUs for the cluster's draw in a minute."
+        "a cluster-wide curve needs. For the cluster's draw in a minute take each GPU's mean weighted by n_power (jobs may "
+        "follow each other on one GPU within a minute), then the sum over GPUs."
     ),
     columns=_t(
         job_id=pl.Int64,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from ingest.parts import PartWriter, write_part
@@ -18,9 +19,11 @@ from ingest.rollup import (
     SERIES_KEY,
     IntArray,
     join_minutes,
+    Summary,
+    minutes_frame,
+    pieces_frame,
     series_starts,
-    summarise_minutes,
-    summarise_pieces,
+    summarise,
 )
 from ingest.schemas import GPU_MINUTES, QUARANTINE, TABLES
 
@@ -52,7 +55,16 @@ class Mark:
 
     parts: int
     pieces: int
-    minutes: int
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class _GpuBatch:
+    """Where a batch of GPU samples went (one row a series), and its summary."""
+
+    index: pl.DataFrame
+    summary: Summary
+    extended: bool
 
 
 class Staging:
@@ -63,7 +75,7 @@ class Staging:
         self._name = name
         self._parts: list[Part] = []
         self._pieces: list[pl.DataFrame] = []
-        self._minutes: list[pl.DataFrame] = []
+        self._batches: list[_GpuBatch] = []
         self._open: dict[str, PartWriter] = {}
         self._number: Counter[str] = Counter()
         self._rejected: list[Rejected] = []
@@ -81,20 +93,20 @@ class Staging:
         writer = self._writer("gpu_extended" if extended else table, table)
         first = writer.write(frame, starts)
         files = frame["file"][starts.tolist()].to_list()
-        for file, rows in frame.group_by("file").len().iter_rows():
+        for file, rows in zip(files, np.diff(starts, append=frame.height).tolist(), strict=True):
             self.rows_out[inputs[file]] += rows
-        pieces = summarise_pieces(frame, starts) if is_gpu else _plain_pieces(frame, starts)
-        self._pieces.append(
-            pieces.with_columns(
-                pl.lit(table).alias("table"),
-                pl.lit(str(writer.path)).alias("part"),
-                pl.Series("input", [inputs[f] for f in files], dtype=pl.String),
-                pl.lit(extended).alias("extended"),
-                pl.Series("row_start", starts + first),
-            )
+        index = pl.DataFrame(
+            {
+                "part": [str(writer.path)] * len(starts),
+                "input": [inputs[f] for f in files],
+                "row_start": starts + first,
+            }
         )
-        if is_gpu and not extended:
-            self._minutes.append(summarise_minutes(frame, starts))
+        if is_gpu:
+            self._batches.append(_GpuBatch(index, summarise(frame, starts), extended))
+        else:
+            table_of = pl.lit(table).alias("table")
+            self._pieces.append(pl.concat([index, _plain_pieces(frame, starts)], how="horizontal").with_columns(table_of))
         self._count_nulls(frame, inputs)
 
     def _count_nulls(self, frame: pl.DataFrame, inputs: Sequence[str]) -> None:
@@ -137,7 +149,7 @@ class Staging:
     def mark(self) -> Mark:
         """Return where the output stands now, with no part open."""
         self.close_parts()
-        return Mark(len(self._parts), len(self._pieces), len(self._minutes))
+        return Mark(len(self._parts), len(self._pieces), len(self._batches))
 
     def rollback(self, mark: Mark, name: str) -> None:
         """Forget what was written since ``mark`` for the input ``name``."""
@@ -145,7 +157,7 @@ class Staging:
         self._rejected = [row for row in self._rejected if row[0] != name]
         for part in self._parts[mark.parts :]:
             Path(part.path).unlink(missing_ok=True)
-        del self._parts[mark.parts :], self._pieces[mark.pieces :], self._minutes[mark.minutes :]
+        del self._parts[mark.parts :], self._pieces[mark.pieces :], self._batches[mark.batches :]
         for counter in (self.rows_out, self.rows_quarantined):
             del counter[name]
         for counts in (self.counts, self.null_cells):
@@ -156,11 +168,12 @@ class Staging:
         """Write what is left; return the parts and the path of the pieces ('' where there are none)."""
         self.close_parts()
         self._flush_rejected()
-        if self._minutes:
-            minutes = join_minutes(pl.concat(self._minutes))
-            self._parts.append(
-                write_part(self._folder / "gpu_minutes" / f"{self._name}.parquet", "gpu_minutes", minutes)
-            )
+        counted = [batch.summary for batch in self._batches if not batch.extended]
+        if counted:
+            path = self._folder / "gpu_minutes" / f"{self._name}.parquet"
+            self._parts.append(write_part(path, "gpu_minutes", join_minutes(minutes_frame(counted))))
+        if self._batches:
+            self._pieces.append(_gpu_pieces(self._batches))
         if not self._pieces:
             return tuple(self._parts), ""
         path = self._folder / f"{self._name}.pieces.parquet"
@@ -175,18 +188,30 @@ class Staging:
         self._open = {}
 
 
+def _gpu_pieces(batches: Sequence[_GpuBatch]) -> pl.DataFrame:
+    index = pl.concat([batch.index for batch in batches])
+    extended = [batch.extended for batch in batches for _ in range(batch.index.height)]
+    pieces = pl.concat([index, pieces_frame([batch.summary for batch in batches])], how="horizontal")
+    return pieces.with_columns(pl.lit("gpu_samples").alias("table"), pl.Series("extended", extended))
+
+
 def conform_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
     """Return pieces with exactly the columns of `PIECES_SCHEMA`, absent ones null."""
     have = set(pieces.columns)
     return pieces.select(
         [(pl.col(n).cast(d) if n in have else pl.lit(None, dtype=d).alias(n)) for n, d in PIECES_SCHEMA.items()]
-    )
+    ).with_columns(pl.col("extended").fill_null(False))
 
 
 def _starts(frame: pl.DataFrame, is_gpu: bool) -> IntArray:
-    """Return where pieces start: a new series of GPU samples, or else a new input file."""
-    by_file = frame.with_columns(pl.col("file").alias("gpu_index"), pl.lit(0).alias("job_id"), pl.lit("").alias("node"))
-    return series_starts(frame) if is_gpu else series_starts(by_file)
+    """Return where pieces start: a new input file, or a new series of GPU samples."""
+    file = frame["file"].to_numpy()
+    new = np.empty(len(file), np.bool_)
+    new[0] = True
+    np.not_equal(file[1:], file[:-1], out=new[1:])
+    if is_gpu:
+        new[series_starts(frame)] = True
+    return np.flatnonzero(new)
 
 
 def _plain_pieces(frame: pl.DataFrame, starts: IntArray) -> pl.DataFrame:

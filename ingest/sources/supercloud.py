@@ -19,6 +19,7 @@ from typing import Final
 import polars as pl
 
 from ingest.errors import SourceError
+from ingest.reference import workload_classes
 from ingest.schemas import CPU_SUMMARY_COLUMN_MAP, TABLES, TIME
 from ingest.sources import slurm_log
 from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J, US_PER_S
@@ -209,6 +210,11 @@ def _finish_plain(frame: pl.DataFrame, context: Context) -> Finished:
     return Finished(frame)
 
 
+def _finish_labels(frame: pl.DataFrame, context: Context) -> Finished:
+    known = workload_classes().select("label", "family", "domain")
+    return Finished(frame.join(known, on="label", how="left", maintain_order="left"))
+
+
 def _finish_dcgm(frame: pl.DataFrame, context: Context) -> Finished:
     if "memory_used_max_bytes" not in frame.columns:
         return Finished(frame)
@@ -345,7 +351,7 @@ KINDS: Final[dict[str, FileKind]] = {
             LABEL_COLUMN_MAP,
             {"job_id": pl.Int64(), "label": _STR},
             frozenset({"job_id", "label"}),
-            _finish_plain,
+            _finish_labels,
             optional={"id": "job_id", "job_id": "job_id", "label": "label"},
         ),
         FileKind(

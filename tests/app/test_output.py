@@ -82,6 +82,12 @@ def test_long_text_is_wrapped_to_the_terminal_and_numbers_never_are():
     assert lines[2].endswith("123,456,789")
 
 
+def test_long_text_of_one_dataclass_is_wrapped_beside_its_name():
+    report = Report(2, {"jobs": 3}, ("a problem that takes many words to tell", "b"), ())
+    lines = render(report, "table", room=40).decode().splitlines()
+    assert lines[2:5] == ["problems  a problem that takes many", "          words to tell", "          b"]
+
+
 def test_json_has_times_in_utc_with_z_and_null_for_missing_and_for_not_a_number():
     assert json.loads(render(READINGS, "json")) == [
         {
@@ -159,9 +165,29 @@ def test_a_frame_and_the_same_records_render_alike(rows):
         a_w: float | None
         b: str | None
 
+    records = [Row(**row) for row in rows]
+    assert json.loads(render(frame, "json")) == json.loads(render(records, "json"))
     if rows:
-        for output_format in ("json", "csv", "table"):
-            assert render(frame, output_format) == render([Row(**row) for row in rows], output_format)
+        assert render(frame, "table") == render(records, "table")
+        ours = [list(csv.reader(io.StringIO(render(each, "csv").decode()))) for each in (frame, records)]
+        assert ours[0][0] == ours[1][0]
+        for left, right in zip(*(each[1:] for each in ours), strict=True):
+            assert left[1] == right[1]
+            assert [float(cell) if cell else None for cell in left[:1]] == [float(x) if x else None for x in right[:1]]
+
+
+def test_times_of_a_frame_are_in_utc_with_z_as_those_of_a_dataclass():
+    times = [NOON, NOON + timedelta(microseconds=100_000), NOON + timedelta(microseconds=1), None]
+    frame = pl.DataFrame({"time": times}, schema={"time": pl.Datetime("us", "UTC")})
+    assert [row["time"] for row in json.loads(render(frame, "json"))] == [
+        "2026-11-23T12:00:00Z",
+        "2026-11-23T12:00:00.100000Z",
+        "2026-11-23T12:00:00.000001Z",
+        None,
+    ]
+    assert render(frame.head(1), "csv") == b"time\n2026-11-23T12:00:00Z\n"
+    milliseconds = frame.select(pl.col("time").dt.cast_time_unit("ms").dt.convert_time_zone("Asia/Tokyo"))
+    assert json.loads(render(milliseconds, "json"))[0] == {"time": "2026-11-23T12:00:00Z"}
 
 
 # -- the options -------------------------------------------------------------------------------------------------------
