@@ -40,7 +40,7 @@ clean: ## remove .venv and what tools left behind; data and lakes stay
 
 # uv is quick; where it cannot reach the package index (it reads no pip configuration), pip does the same, slower.
 # The stamp comes last, and what was interrupted is built anew: a half-copied package can look like a whole one.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml hatch_build.py ingest/sources/_quick.c
 	@python=; for name in python3.11 python3; do \
 	  if $$name -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
 	    python=$$name; break; \

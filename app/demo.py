@@ -84,6 +84,7 @@ class DemoReport:
     archive: str
     lake: str
     chart: str
+    jobs_file: str
     ingest: dict[str, int]
     partial: bool
     jobs: int
@@ -137,6 +138,7 @@ def run_demo(
         archive=str(archive),
         lake=str(lake_root),
         chart=str(chart),
+        jobs_file=str(chart.with_suffix(".jobs.csv")),
         ingest=_counts(report),
         partial=report.partial,
         jobs=len(jobs),
@@ -159,6 +161,7 @@ def run_demo(
         classes=tuple(ClassRow(**row) for row in classes.to_dicts()),
     )
     _write(chart, draw_page(recording, jobs, bounds, classes, result))
+    _write(Path(result.jobs_file), list_jobs(jobs, bounds, found).write_csv())
     return result
 
 
@@ -225,6 +228,25 @@ def score_families(found: CrossValidation, family: dict[str, str]) -> Score | No
         return None
     truth, predicted = ([family[label] for label in found.predictions[name]] for name in ("label", "predicted"))
     return score(truth, predicted, np.random.default_rng(SEED))
+
+
+def list_jobs(jobs: pl.DataFrame, bounds: pl.DataFrame, found: CrossValidation | None) -> pl.DataFrame:
+    """Return one row for each job: what it is, its predicted class, its watts, and the first bound of each cap.
+
+    A labelled job's class comes from a model that has not seen it, another's from a model of all labelled jobs.
+    """
+    table = jobs.select("job_id", "label", "outside", "power_mean_w", "power_max_w", "energy_j")
+    if found:
+        columns = ["job_id", "predicted", "probability"]
+        predicted = pl.concat([found.predictions.select(columns), found.others.select(columns)])
+        table = table.join(predicted, on="job_id", how="left")
+    above = sum_bounds(bounds, ["job_id"])
+    for share in CAP_SHARES:
+        column = above.filter(pl.col("cap_share") == share).select(
+            "job_id", pl.col("above_time_share").alias(above_column(share))
+        )
+        table = table.join(column, on="job_id", how="left")
+    return table.sort("job_id")
 
 
 def summarise_classes(jobs: pl.DataFrame, bounds: pl.DataFrame, found: CrossValidation | None) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """Typed rows become sorted rows of a table: one series after another, by time, each time once.
 
-Pure. A batch holds rows of several files (``file`` is their ordinal, in the order in which they will be stored). Rows of one
-file stay together, since a file's rows are replaced together.
+Pure. A batch holds rows of several files (``file`` is their ordinal, in the order in which they are to be stored). Rows
+of one file stay together, since a file's rows are replaced together.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ingest.rollup import IntArray
+from ingest.rollup import SERIES_KEY, IntArray
 from ingest.schemas import TABLES
 
 FILE = "file"
+_DENSE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,14 @@ class Ordered:
 
 def order(frame: pl.DataFrame, table: str) -> Ordered:
     """Return the batch sorted by file and the table's key, the second and later rows of a key set apart."""
-    key = [name for name in TABLES[table].key if name in frame.columns]
-    if table == "gpu_samples" and "job_id" not in frame.columns:
+    if table == "gpu_samples":
         return _order_gpu(frame)
+    key = [name for name in TABLES[table].key if name in frame.columns]
     disorder = _count_disorder(frame, key) if "time" in key else {}
     by = [FILE, *key]
     ordered = frame.sort(by, maintain_order=True)
-    repeat = ordered.select(
-        pl.all_horizontal([pl.col(name).eq_missing(pl.col(name).shift()) for name in by])
-    ).to_series()
-    repeat = repeat.fill_null(False)
+    same_as_before = [pl.col(name).eq_missing(pl.col(name).shift()) for name in by]
+    repeat = ordered.select(pl.all_horizontal(same_as_before)).to_series().fill_null(False)
     if not repeat.any():
         return Ordered(ordered, ordered.clear(), disorder)
     return Ordered(ordered.filter(~repeat), ordered.filter(repeat), disorder)
@@ -51,10 +50,9 @@ def _count_disorder(frame: pl.DataFrame, key: list[str]) -> dict[int, int]:
 
 
 def _order_gpu(frame: pl.DataFrame) -> Ordered:
-    """Return the batch sorted by file, gpu_index and time: the common case, quick where samples are in order."""
-    file = frame[FILE].cast(pl.Int64).to_numpy()
-    code = file * 65_536 + frame["gpu_index"].cast(pl.Int64).to_numpy()
-    time_us = frame["time"].cast(pl.Int64).to_numpy()
+    """Return the batch sorted by series and time: quick where samples are in order, as they nearly always are."""
+    code, per_file = _series_codes(frame)
+    time_us = frame["time"].to_physical().to_numpy()
     sort: IntArray | None = None
     if np.any(code[1:] < code[:-1]):
         sort = np.argsort(code, kind="stable")
@@ -64,15 +62,37 @@ def _order_gpu(frame: pl.DataFrame) -> Ordered:
     back = same & (step_us < 0)
     disorder: dict[int, int] = {}
     if back.any():
-        files, counts = np.unique(code[1:][back] // 65_536, return_counts=True)
+        files, counts = np.unique(code[1:][back] // per_file, return_counts=True)
         disorder = {int(f): int(n) for f, n in zip(files, counts, strict=True)}
         again = np.lexsort((time_us, code))
         sort = again if sort is None else sort[again]
         time_us = time_us[again]
         step_us = np.diff(time_us)
-    repeat = np.concatenate(([False], same & (step_us == 0))) if len(code) else np.empty(0, bool)
     ordered = frame if sort is None else frame[pl.Series(sort)]
+    repeat = same & (step_us == 0)
     if not repeat.any():
         return Ordered(ordered, ordered.clear(), disorder)
-    mask = pl.Series(repeat)
+    mask = pl.Series(np.concatenate(([False], repeat)))
     return Ordered(ordered.filter(~mask), ordered.filter(mask), disorder)
+
+
+def _series_codes(frame: pl.DataFrame) -> tuple[IntArray, int]:
+    """Return a number for each row that orders its file and series, and how many numbers there are for each file."""
+    code = frame[FILE].cast(pl.Int64).to_numpy()
+    per_file = 1
+    for name in SERIES_KEY:
+        if name not in frame.columns or not frame.height:
+            continue
+        column = frame[name]
+        if column.dtype == pl.String:
+            column = column.cast(pl.Enum(column.unique().sort()))
+        values = column.to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+        low, high = int(values.min()), int(values.max())
+        if low == high:
+            continue
+        if high - low > _DENSE:
+            found, values = np.unique(values, return_inverse=True)
+            low, high = 0, len(found) - 1
+        code = code * (high - low + 1) + (values - low)
+        per_file *= high - low + 1
+    return code, per_file

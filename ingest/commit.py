@@ -1,7 +1,7 @@
 """The commit task: from what was staged to the lake's next state, at one stroke.
 
-Everything is written under staging names and made durable first; replacing HEAD is the commit; moves and removals follow,
-and whoever comes next finishes them if this process dies in between.
+Everything is written under staging names and made durable first; replacing HEAD is the commit; moves and removals
+follow, and whoever comes next finishes them if this process dies in between.
 """
 
 from __future__ import annotations
@@ -21,46 +21,94 @@ from ingest.manifest import INPUTS_SCHEMA, read_inputs, read_pieces, write_index
 from ingest.parts import write_part
 from ingest.reconcile import Plan, reconcile, siblings
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Part
+from ingest.refusals import Refusals, compare, is_refusal
 from ingest.rewrite import RewriteResult, RewriteSpec, rewrite_part
 from ingest.rollup import join_minutes
 from ingest.schemas import TABLES
+from ingest.sources.supercloud import KINDS, parse_name
 from ingest.staging import conform_pieces, minutes_without
 
 _REMADE: Final = frozenset({"job_stats", "devices", "quality"})
 
 
 def commit(spec: CommitSpec) -> CommitResult:
-    """Bring the lake to its next state, unless some files must be read again first."""
+    """Bring the lake to its next state, unless some files must be read again first.
+
+    Raises
+    ------
+    LakeError
+        If a file changed and another of its series cannot be read again.
+    """
     root = Path(spec.lake)
+    inputs = read_inputs(root, spec.head).filter(pl.col("cluster") == spec.cluster)
     pieces = read_pieces(root, spec.head)
     live = pieces.filter(pl.col("cluster") == spec.cluster).drop("cluster")
     paths = {str(root / p.file): p for p in spec.head.parts}
     live = live.with_columns((pl.lit(f"{root}/") + pl.col("part")).alias("part"))
-    replaced = {r.name for r in spec.records if r.status == "replaced"}
-    if missing := siblings(live, replaced):
-        return CommitResult(rescan=tuple(sorted(missing)))
-    changed = [r for r in spec.records if r.status in ("new", "replaced")]
-    if not changed and not spec.refused:
-        return CommitResult(spec.head.generation, (), spec.records, _table_rows(spec.head.parts, spec.cluster))
-    builder = _Builder(spec, root, paths)
     new = [pl.read_parquet(r.pieces) for r in spec.results if r.pieces]
     fresh = pl.concat(new) if new else conform_pieces(live.clear())
-    plan = reconcile(live, fresh, replaced)
+    builder = _Builder(spec, root, paths)
+    replaced = {r.name for r in spec.records if r.status == "replaced"}
+    again, lost = _siblings(spec.records, inputs, siblings(live, replaced))
+    again |= _waiting(spec.records, fresh, builder.rejected("no_base_sample")) - replaced
+    if again:
+        return CommitResult(rescan=tuple(sorted(again)))
+    refusals = compare(spec.records, builder.refused(), met=(spec.source_name,))
+    changed = {r.name for r in spec.records if r.is_taken}
+    if not changed and refusals.is_settled:
+        records = refusals.settle(spec.records)
+        rows = _table_rows(spec.head.parts, spec.cluster)
+        return CommitResult(spec.head.generation, (), records, rows, refusals.settled_reasons())
+    plan = reconcile(live, fresh, replaced | set(lost))
     rewritten = [
         rewrite_part(RewriteSpec(rewrite, spec.staging, f"rewrite-{i:05d}")) for i, rewrite in enumerate(plan.rewrites)
     ]
-    records = _settle(spec.records, rewritten)
+    records = refusals.settle(_settle(spec.records, rewritten))
+    renewed = changed | set(lost)
     builder.add_samples(plan, rewritten)
     builder.add_minutes(plan, rewritten)
-    builder.add_quarantine(rewritten, {r.name for r in changed})
+    builder.add_quarantine(rewritten, renewed, refusals)
     index = builder.index(live, fresh, plan, rewritten)
-    counts = _counts(spec, rewritten, records)
-    new_quality = builder.add_derived(index, counts, {r.name for r in changed})
-    head = builder.publish(records, index, pieces)
-    reasons: Counter[str] = Counter()
+    counts = _counts(spec, rewritten)
+    counts.update(refusals.counts())
+    counts.update({(name, None, "extended_lost", ""): rows for name, rows in lost.items()})
+    new_quality = builder.add_derived(index, counts, renewed, refusals)
+    head = builder.publish(records, index, pieces, set(lost))
+    reasons = Counter(refusals.settled_reasons())
     for reason, n in new_quality:
         reasons[reason] += n
     return CommitResult(head.generation, (), records, _table_rows(head.parts, spec.cluster), dict(reasons))
+
+
+def _siblings(records: Iterable[FileRecord], inputs: pl.DataFrame, names: set[str]) -> tuple[set[str], dict[str, int]]:
+    """Return which of the changed files' siblings are to be read again, and the extended ones that cannot be.
+
+    The latter, with their rows, are forgotten: what they had completed is gone, and they are new when they come again.
+    """
+    met = {r.name: r for r in records}
+    known = {name: (kind, rows) for name, kind, rows in inputs.select("name", "kind", "rows_merged").iter_rows()}
+    again, lost = set[str](), dict[str, int]()
+    for name in sorted(names):
+        if name in met and met[name].status != "refused":
+            again.add(name)
+        elif name not in met and known.get(name, ("", 0))[0] == "gpu_extended":
+            lost[name] = max(known[name][1], 1)
+        else:
+            state = f"was refused ({met[name].reason})" if name in met else "is not in this source"
+            raise LakeError(
+                f"{name} {state}, but another file of its series has changed; nothing was committed: ingest sound "
+                "copies of both together, or take what there is with --force"
+            )
+    return again, lost
+
+
+def _waiting(records: Iterable[FileRecord], fresh: pl.DataFrame, orphans: pl.DataFrame) -> set[str]:
+    """Return the extended files of this source, known and unchanged, whose samples lacked what has come now."""
+    base = fresh.filter((pl.col("table") == "gpu_samples") & ~pl.col("extended"))
+    come = set(base.select("job_id", "node").unique().iter_rows())
+    unchanged = {r.name for r in records if r.status == "unchanged"}
+    kind = KINDS["gpu_extended"]
+    return {name for name in orphans["file"].unique() if name in unchanged and parse_name(kind, name) in come}
 
 
 def _table_rows(parts: Iterable[LakePart], cluster: str) -> dict[str, int]:
@@ -81,14 +129,14 @@ def _settle(records: Sequence[FileRecord], rewritten: Sequence[RewriteResult]) -
     settled = []
     for record in records:
         name = record.name
-        if record.kind == "gpu_extended" and record.status in ("new", "replaced"):
+        if record.kind == "gpu_extended" and record.is_taken:
             record = replace(  # noqa: PLW2901
                 record,
                 rows_out=record.rows_out - merged[name] - lost[name],
                 rows_merged=merged[name],
                 rows_quarantined=record.rows_quarantined + lost[name],
             )
-        if repeated[name] and record.status in ("new", "replaced"):
+        if repeated[name] and record.is_taken:
             gone = repeated[name]
             record = replace(  # noqa: PLW2901
                 record, rows_out=record.rows_out - gone, rows_quarantined=record.rows_quarantined + gone
@@ -97,7 +145,7 @@ def _settle(records: Sequence[FileRecord], rewritten: Sequence[RewriteResult]) -
     return tuple(settled)
 
 
-def _counts(spec: CommitSpec, rewritten: Sequence[RewriteResult], records: Sequence[FileRecord]) -> Counter[CountKey]:
+def _counts(spec: CommitSpec, rewritten: Sequence[RewriteResult]) -> Counter[CountKey]:
     counts: Counter[CountKey] = Counter()
     null_cells: Counter[tuple[str, str]] = Counter()
     for result in spec.results:
@@ -105,9 +153,7 @@ def _counts(spec: CommitSpec, rewritten: Sequence[RewriteResult], records: Seque
         null_cells.update(result.null_cells)
     for rewrite in rewritten:
         counts.update(rewrite.counts)
-    counts.update(missing_counts(null_cells, {r.name: r for r in records}))
-    for name, reason, detail, rows in spec.refused:
-        counts[name, None, reason, detail] += max(rows, 1)
+    counts.update(missing_counts(null_cells, {r.name: r for r in spec.records}))
     return counts
 
 
@@ -143,6 +189,20 @@ class _Builder:
 
     def _live_of(self, table: str) -> list[LakePart]:
         return [p for p in self._live.values() if p.table == table]
+
+    def refused(self) -> pl.DataFrame:
+        """Return the rows of ``quarantine`` that stand for whole files."""
+        return self._quarantined(is_refusal())
+
+    def rejected(self, reason: str) -> pl.DataFrame:
+        """Return the rows of ``quarantine`` with a reason code."""
+        return self._quarantined(pl.col("reason") == reason)
+
+    def _quarantined(self, wanted: pl.Expr) -> pl.DataFrame:
+        paths = [self._root / p.file for p in self._live_of("quarantine")]
+        if not paths:
+            return TABLES["quarantine"].empty()
+        return pl.scan_parquet(paths, hive_partitioning=False).filter(wanted).collect()
 
     def _read(self, table: str) -> pl.DataFrame:
         """Return a small table of the next state, as far as it is gathered."""
@@ -189,30 +249,28 @@ class _Builder:
         if scanned or merged:
             self._write("gpu_minutes", "new", join_minutes(pl.concat([*scanned, *merged])))
 
-    def add_quarantine(self, rewritten: Sequence[RewriteResult], changed: set[str]) -> None:
+    def add_quarantine(self, rewritten: Sequence[RewriteResult], renewed: set[str], refusals: Refusals) -> None:
         """Take the new quarantined rows; those of files that were read anew go."""
-        gone = changed | {name for name, *_ in self._spec.refused}
+        goes = pl.col("file").is_in(sorted(renewed))
+        goes |= is_refusal() & pl.col("file").is_in(refusals.stale["file"].unique().implode())
         for part in self._live_of("quarantine"):
             old = pl.read_parquet(self._root / part.file, hive_partitioning=False)
-            left = old.filter(~pl.col("file").is_in(sorted(gone)))
+            left = old.filter(~goes)
             if left.height < old.height:
                 del self._live[part.file]
                 self._write("quarantine", f"left-{len(self._new)}", left)
         for i, result in enumerate(self._spec.results):
             shift = self._spec.line_shift.get(result.part, 0)
-            for part in result.parts:
-                if part.table == "quarantine":
-                    if shift:
-                        rows = pl.read_parquet(part.path).with_columns(pl.col("line") + shift)
-                        self._write("quarantine", f"shifted-{i}-{len(self._new)}", rows)
-                    else:
-                        self._adopt(part)
-        for rewrite in rewritten:
-            for part in rewrite.parts:
-                if part.table == "quarantine":
-                    self._adopt(part)
-        rows = [(name, None, n, "", reason, detail, None) for name, reason, detail, n in self._spec.refused]
-        self._write("quarantine", "refused", pl.DataFrame(rows, schema=TABLES["quarantine"].columns, orient="row"))
+            for staged in (part for part in result.parts if part.table == "quarantine"):
+                if shift:
+                    rows = pl.read_parquet(staged.path).with_columns(pl.col("line") + shift)
+                    self._write("quarantine", f"shifted-{i}-{len(self._new)}", rows)
+                else:
+                    self._adopt(staged)
+        for staged in (part for result in rewritten for part in result.parts):
+            if staged.table == "quarantine":
+                self._adopt(staged)
+        self._write("quarantine", "refused", refusals.new)
 
     def index(
         self, live: pl.DataFrame, fresh: pl.DataFrame, plan: Plan, rewritten: Sequence[RewriteResult]
@@ -224,7 +282,9 @@ class _Builder:
         names = {path: part.file for path, part in self._paths.items()} | self._final
         return every.with_columns(pl.col("part").replace_strict(names, return_dtype=pl.String))
 
-    def add_derived(self, index: pl.DataFrame, counts: Counter[CountKey], changed: set[str]) -> list[tuple[str, int]]:
+    def add_derived(
+        self, index: pl.DataFrame, counts: Counter[CountKey], renewed: set[str], refusals: Refusals
+    ) -> list[tuple[str, int]]:
         """Make devices, job statistics and quality anew; return the reason codes that this run added, with counts."""
         jobs = self._read("jobs").select("job_id", "attempt", "start_time", "end_time", "gpu_type")
         derived = derive(index, jobs, self._read("labels"))
@@ -232,9 +292,11 @@ class _Builder:
         for table in _REMADE:
             for part in self._live_of(table):
                 del self._live[part.file]
-        gone = sorted(changed | {name for name, *_ in self._spec.refused} | {""})
-        kept = old.filter(~pl.col("file").is_in(gone))
         new = quality_rows(counts)
+        kept = old.filter(~pl.col("file").is_in([*sorted(renewed), ""]))
+        for gone in (refusals.stale, new):
+            key = ["file", "reason", "detail"] + (["job_id"] if "job_id" in gone.columns else [])
+            kept = kept.join(gone, on=key, how="anti", nulls_equal=True)
         self._write("devices", "all", derived.devices)
         self._write("job_stats", "all", derived.job_stats)
         self._write("quality", "all", pl.concat([kept, new, derived.quality]))
@@ -242,11 +304,13 @@ class _Builder:
         fresh = derived.quality.join(old.filter(pl.col("file") == ""), on=key, how="anti", nulls_equal=True)
         return [(reason, n) for reason, n in pl.concat([new, fresh]).select("reason", "count").iter_rows()]
 
-    def publish(self, records: Sequence[FileRecord], index: pl.DataFrame, pieces: pl.DataFrame) -> Head:
+    def publish(
+        self, records: Sequence[FileRecord], index: pl.DataFrame, pieces: pl.DataFrame, forgotten: set[str]
+    ) -> Head:
         """Write the index, commit, and finish the moves."""
         cluster, generation = self._spec.cluster, self._generation
         inputs = read_inputs(self._root, self._spec.head)
-        taken = [r for r in records if r.status in ("new", "replaced")]
+        taken = [r for r in records if r.is_taken]
         lost = [r.name for r in taken if not r.is_conserved]
         if lost:
             raise LakeError(f"rows of {lost[0]} do not add up; nothing was committed, please report this")
@@ -266,7 +330,7 @@ class _Builder:
             for r in taken
         ]
         new_inputs = pl.DataFrame(rows, schema=INPUTS_SCHEMA, orient="row")
-        same = (pl.col("cluster") == cluster) & pl.col("name").is_in([r.name for r in taken])
+        same = (pl.col("cluster") == cluster) & pl.col("name").is_in([r.name for r in taken] + sorted(forgotten))
         inputs = pl.concat([inputs.filter(~same), new_inputs]).sort("cluster", "name")
         elsewhere = pieces.filter(pl.col("cluster") != cluster)
         mine = index.select(pl.lit(cluster).alias("cluster"), pl.all())

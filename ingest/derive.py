@@ -1,4 +1,4 @@
-"""What the lake tells beyond its rows: devices, job statistics, and what is odd about a job. Pure; made anew each run."""
+"""What the lake tells beyond its rows: devices, job statistics, what is odd about a job. Pure; made anew each run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 
 import polars as pl
 
-from ingest.reference import gpu_types
 from ingest.records import CountKey, FileRecord
+from ingest.reference import gpu_types
 from ingest.rollup import join_pieces, summarise_jobs
 from ingest.schemas import DEVICES, QUALITY
 
@@ -84,7 +84,10 @@ def quality_rows(counts: Mapping[CountKey, int]) -> pl.DataFrame:
 
 
 def missing_counts(null_cells: Mapping[tuple[str, str], int], records: Mapping[str, FileRecord]) -> dict[CountKey, int]:
-    """Return missing cells of sample files by column: ``column_empty`` where no cell has a value, else ``missing_value``."""
+    """Return missing cells of sample files by column, as ``column_empty`` where no cell has a value.
+
+    ``records`` are as scanned, before rows of several files were merged.
+    """
     counts: dict[CountKey, int] = {}
     for (name, column), n in null_cells.items():
         record = records.get(name)

@@ -1,8 +1,13 @@
 """The lake's memory: which files belong to it, what they came from, and the one file whose renaming commits a run.
 
-``_manifest/HEAD.json`` lists every part; replacing it is the commit. It names the inputs and pieces (Parquet beside it) and
-the moves from staging names to final ones (``moves``: final to staging) that are still to be done: a process that dies after the commit leaves them to
-the next, and a reader follows them. Nothing that HEAD does not name is in the lake.
+``_manifest/HEAD.json`` lists every part; replacing it is the commit. It names the inputs and pieces (Parquet beside
+it), and what is still to be done after the commit: ``moves`` (final to staging) and ``removes``. A process that dies
+before it has done them leaves them to the next, and a reader follows them. Nothing that HEAD does not name is in the
+lake.
+
+The order of a commit, each step durable before the next begins: the staged files and indexes; the run's staging folder
+renamed to the commit's own, so that nobody who cleans up after a run can take away what HEAD names; HEAD; the moves;
+the removals; HEAD once more, without them.
 """
 
 from __future__ import annotations
@@ -11,11 +16,13 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
+import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Final
 
 from ingest.errors import LakeBusyError, LakeError
 
@@ -29,6 +36,9 @@ MANIFEST: Final = "_manifest"
 STAGING: Final = "_staging"
 HEAD: Final = "HEAD.json"
 LOCK: Final = "LOCK"
+
+_LOCK_TRIES: Final = 50
+_LOCK_PAUSE_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,7 @@ class LakePart:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A committed state of the lake."""
+    """A committed state of the lake; every path is relative to the root."""
 
     generation: int = 0
     parts: tuple[LakePart, ...] = ()
@@ -70,16 +80,26 @@ def read_head(root: Path) -> Head:
     """
     path = root / MANIFEST / HEAD
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
+        return _parse(root, json.loads(path.read_text("utf-8")))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise LakeError(
             f"{root} is no lake (no {MANIFEST}/{HEAD}); make one with: jobwatt lake ingest PATH --lake {root}"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
         raise LakeError(
-            f"{path} cannot be read ({error}); restore it from a backup or ingest into a new lake"
+            f"{path} cannot be read ({reason}); restore it from a backup, or ingest the sources into a new lake: "
+            "jobwatt lake ingest PATH --lake NEW"
         ) from error
-    found = (raw.get("format"), raw.get("schema_version"))
+
+
+def _parse(root: Path, raw: dict[str, Any]) -> Head:
+    found = (raw["format"], raw["schema_version"])
+    if found > (FORMAT, SCHEMA_VERSION):
+        raise LakeError(
+            f"{root} has format and schema version {found}, this jobwatt reads {(FORMAT, SCHEMA_VERSION)}; it was made "
+            "by a newer jobwatt: update this one (`jobwatt --version` says which it is)"
+        )
     if found != (FORMAT, SCHEMA_VERSION):
         raise LakeError(
             f"{root} has format and schema version {found}, this jobwatt reads {(FORMAT, SCHEMA_VERSION)}; "
@@ -95,10 +115,69 @@ def read_head(root: Path) -> Head:
     )
 
 
-def write_head(root: Path, head: Head) -> None:
-    """Replace the committed state at one stroke, durably."""
+def write_head(root: Path, head: Head) -> Head:
+    """Commit: make ``head`` the lake's state at one stroke, durably, and return it as written.
+
+    Parameters
+    ----------
+    head : the next state
+        The sources of its moves are in one folder below ``_staging``, which becomes the commit's own.
+
+    Raises
+    ------
+    LakeError
+        If ``head`` does not follow the committed state: somebody else has written meanwhile (on a file system whose
+        locks do not reach across machines). Nothing has changed then, nor where the disk is full.
+    """
     folder = root / MANIFEST
     folder.mkdir(parents=True, exist_ok=True)
+    current = read_head(root).generation if (folder / HEAD).exists() else 0
+    if head.generation != current + 1:
+        raise LakeError(
+            f"{root} is at generation {current}, this run started from {head.generation - 1}: somebody else has "
+            "written it meanwhile; nothing was committed, run it again"
+        )
+    owned = _owned(head)
+    run, commit = _staging_folders(root, head)
+    _write_temporary(folder, owned)
+    try:
+        if run is not None:
+            shutil.rmtree(commit, ignore_errors=True)
+            run.replace(commit)
+        _sync_up(root, [(root / source).parent for source in owned.moves.values()])
+        _sync_up(root, [folder])
+        if head.generation == 1:
+            with contextlib.suppress(PermissionError):  # a folder that is not ours, and may not be read
+                sync_folder(root.parent)
+        (folder / f"{HEAD}.tmp").replace(folder / HEAD)
+    except OSError:
+        (folder / f"{HEAD}.tmp").unlink(missing_ok=True)
+        if run is not None and commit.exists():
+            commit.replace(run)
+        raise
+    sync_folder(folder)
+    return owned
+
+
+def _staging_folders(root: Path, head: Head) -> tuple[Path | None, Path]:
+    """Return the folder in which the moves' sources were staged (None: they are the commit's), and the commit's own."""
+    commit = PurePosixPath(STAGING, f"commit-{head.generation:06d}")
+    runs = {PurePosixPath(*PurePosixPath(source).parts[:2]) for source in head.moves.values()} - {commit}
+    if len(runs) > 1 or any(run.parent.as_posix() != STAGING for run in runs):
+        raise ValueError(f"files are staged in {sorted(map(str, runs))}; stage them in one folder below {STAGING}")
+    return (root / runs.pop() if runs else None), root / commit
+
+
+def _owned(head: Head) -> Head:
+    """Return ``head`` with the sources of its moves in the commit's own folder."""
+    commit = f"{STAGING}/commit-{head.generation:06d}"
+    moves = {
+        final: str(PurePosixPath(commit, *PurePosixPath(source).parts[2:])) for final, source in head.moves.items()
+    }
+    return replace(head, moves=moves)
+
+
+def _write_temporary(folder: Path, head: Head) -> None:
     raw = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -113,12 +192,14 @@ def write_head(root: Path, head: Head) -> None:
         "removes": list(head.removes),
     }
     temporary = folder / f"{HEAD}.tmp"
-    with temporary.open("w") as file:
-        json.dump(raw, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / HEAD)
-    sync_folder(folder)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(raw, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -130,13 +211,46 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _sync_up(root: Path, folders: Iterable[Path]) -> None:
+    """Make the entries of folders durable, and their own in the folders above them, up to the root."""
+    every = {root}
+    for folder in folders:
+        every |= {folder, *(above for above in folder.parents if above.is_relative_to(root))}
+    for folder in sorted(every, key=lambda path: len(path.parts), reverse=True):
+        sync_folder(folder)
+
+
 def finish_moves(root: Path, head: Head) -> Head:
     """Do the moves and removals that a commit left due, and return the state without them.
 
     Only for the process that holds the lake's lock. Doing it twice is harmless.
+
+    Raises
+    ------
+    LakeError
+        If they cannot be done. The commit stands all the same, and readers of `Lake` see it.
     """
+    if not head.moves and not head.removes:
+        return head
+    owned = _owned(head)
+    try:
+        _move(root, owned)
+        done = replace(head, moves={}, removes=())
+        _write_temporary(root / MANIFEST, done)
+        (root / MANIFEST / f"{HEAD}.tmp").replace(root / MANIFEST / HEAD)
+        sync_folder(root / MANIFEST)
+    except OSError as error:
+        raise LakeError(
+            f"{root}: generation {head.generation} is committed, but not all of its files could be put in their places "
+            f"({error.strerror or error}); make room or mend the permissions, the next ingest finishes it"
+        ) from error
+    shutil.rmtree(_staging_folders(root, owned)[1], ignore_errors=True)
+    return done
+
+
+def _move(root: Path, owned: Head) -> None:
     folders: set[Path] = set()
-    for target, source in head.moves.items():
+    for target, source in owned.moves.items():
         final = root / target
         if (root / source).exists():
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -144,42 +258,97 @@ def finish_moves(root: Path, head: Head) -> Head:
             folders.add(final.parent)
         elif not final.exists():
             raise LakeError(f"{root}: {target} is listed but missing; run: jobwatt lake check --lake {root}")
-    for folder in folders:
-        sync_folder(folder)
-    for name in head.removes:
-        (root / name).unlink(missing_ok=True)
-    if not head.moves and not head.removes:
-        return head
-    done = Head(head.generation, head.parts, head.inputs, head.pieces)
-    write_head(root, done)
-    return done
+    _sync_up(root, folders)
+    gone = [root / name for name in owned.removes]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    _sync_up(root, {path.parent for path in gone if path.parent.exists()})
 
 
 @contextlib.contextmanager
 def writing(root: Path) -> Iterator[Head]:
     """Hold the lake's lock, finish what a killed run left, and give the committed state (an empty one for a new lake).
 
+    A lake that is still none at the end is removed again.
+
     Raises
     ------
     LakeBusyError
         If another process writes this lake.
+    LakeError
+        If ``root`` cannot be a lake, or is one that cannot be read.
     """
-    folder = root / MANIFEST
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise LakeError(f"{root} is not a folder; give a folder for the lake") from error
-    with (folder / LOCK).open("a+") as lock:
+    is_new = not root.exists()
+    with _locked(root) as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise LakeBusyError(f"{root} is being written by {holder}; wait for it to end and try again") from error
-        lock.truncate(0)
-        lock.write(json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}))
-        lock.flush()
-        try:
-            yield finish_moves(root, read_head(root)) if (folder / "HEAD.json").exists() else Head()
+            yield finish_moves(root, read_head(root)) if (root / MANIFEST / HEAD).exists() else Head()
         finally:
+            _leave(root, is_new)
             lock.truncate(0)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[IO[str]]:
+    path = root / MANIFEST / LOCK
+    for _ in range(_LOCK_TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("a+", encoding="utf-8")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise LakeError(f"{root} is a file, or below one; give a folder for the lake") from error
+        except FileNotFoundError:  # a first ingest that failed has just taken the folder away
+            continue
+        with lock:
+            if _take(lock, root):
+                if _is_at(lock, path):
+                    yield lock
+                    return
+            else:
+                lock.seek(0)
+                if holder := lock.read().strip():
+                    raise LakeBusyError(f"{root} is being written by {holder}; wait for it to end and try again")
+        time.sleep(_LOCK_PAUSE_S)  # whoever holds it has not said yet who it is, or is just leaving
+    raise LakeBusyError(f"{root} is being written by another process; wait for it to end and try again")
+
+
+def _take(lock: IO[str], root: Path) -> bool:
+    """Try to lock, and write down who did."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise LakeError(
+            f"{root}: its file system cannot lock files ({error.strerror}); choose another, or mount it with flock"
+        ) from error
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+    lock.flush()
+    return True
+
+
+def _is_at(lock: IO[str], path: Path) -> bool:
+    """Return whether an open file is still the one under that name."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _leave(root: Path, is_new: bool) -> None:
+    """Finish what a commit left due, and remove what no committed state names; for the holder of the lock."""
+    folder = root / MANIFEST
+    if not (folder / HEAD).exists():
+        shutil.rmtree(root / STAGING, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty: something else is in it by now
+                root.rmdir()
+        return
+    with contextlib.suppress(OSError, LakeError):  # the error that brought us here tells more
+        head = finish_moves(root, read_head(root))
+        shutil.rmtree(root / STAGING, ignore_errors=True)
+        for path in (*folder.glob("*-*.parquet"), folder / f"{HEAD}.tmp"):
+            if path.name not in (head.inputs, head.pieces):
+                path.unlink(missing_ok=True)

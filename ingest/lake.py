@@ -1,12 +1,14 @@
 """The lake: committed tables, read lazily or, for one job, through the index.
 
-A `Lake` shows the state that was committed when it was opened; open it again to see a later one.
+A `Lake` shows the state that was committed when it was opened. A later commit may take files of that state away; what
+needs them then says so, and the lake is to be opened again. Two states are never mixed in one answer.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.errors import LakeError
-from ingest.head import Head, LakePart, read_head
+from ingest.head import LakePart, read_head
 from ingest.manifest import read_inputs, read_pieces
 from ingest.schemas import TABLES, TableSchema
 
 _OPEN_FILES: Final = 64
-_INDEX_COLUMNS = ["cluster", "part", "row_start", "rows", "job_id", "node", "gpu_index", "first_time"]
+_CHECK_ROWS: Final = 65_536
+_SERIES_TABLES: Final = frozenset({"gpu_samples", "gpu_minutes"})
+_INDEX_COLUMNS: Final = ["cluster", "part", "row_start", "rows", "job_id", "node", "gpu_index", "first_time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ class Lake:
     Raises
     ------
     LakeError
-        If there is none, or its schema is of another version.
+        If there is none, or its schema is of another version; later, from any method, if a file of it is damaged, or
+        was taken away by a commit since.
 
     Examples
     --------
@@ -73,7 +78,9 @@ class Lake:
         self.root = Path(root)
         self._head = read_head(self.root)
         self._index: _SeriesIndex | None = None
+        self._part_of = {part.file: part for part in self._head.parts}
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._row_ends: dict[str, Any] = {}
 
     @property
     def generation(self) -> int:
@@ -91,12 +98,17 @@ class Lake:
         return [self._head.path(self.root, p) for p in self._parts(table, cluster)]
 
     def scan(self, table: str, cluster: str | None = None) -> pl.LazyFrame:
-        """Return a table's committed rows, with a ``cluster`` column beside its own; empty where there are none."""
+        """Return a table's committed rows, with a ``cluster`` column beside its own; empty where there are none.
+
+        Collect it soon: a commit after this call may take a file away that collecting needs.
+        """
         schema = self._schema(table)
         frames = []
         for name in self.clusters if cluster is None else (cluster,):
             paths = self.paths(table, name)
             if paths:
+                if absent := [path for path in paths if not path.exists()]:
+                    raise self._gone(f"{absent[0]} is missing")
                 frames.append(pl.scan_parquet(paths, hive_partitioning=False).with_columns(cluster=pl.lit(name)))
         if not frames:
             return schema.empty().with_columns(cluster=pl.lit(None, dtype=pl.String)).lazy()
@@ -115,56 +127,47 @@ class Lake:
 
         Parameters
         ----------
-        columns : columns of gpu_samples, all where None
+        columns : columns of gpu_samples in the order wanted, all where None
         cluster, node, gpu_index : narrow it down
+
+        Raises
+        ------
+        ValueError
+            If ``columns`` has a name that gpu_samples does not have, or more than one cluster has such a job: ids of
+            two clusters never mix.
 
         Notes
         -----
         Goes through the index to the row groups that hold the job, so its cost does not grow with the lake.
         """
-        if self._index is None:
-            self._index = _SeriesIndex(read_pieces(self.root, self._head), self._head, self.root)
-        wanted = self._index.find(job_id, cluster, node, gpu_index)
-        tables = [self._read_rows(path, start, rows, columns) for path, start, rows in wanted]
+        schema = self._schema("gpu_samples")
+        names = list(schema.columns if columns is None else columns)
+        if unknown := [name for name in names if name not in schema.columns]:
+            raise ValueError(f"gpu_samples has no column {unknown[0]!r}; it has {', '.join(schema.columns)}")
+        with self._as_opened():
+            if self._index is None:
+                self._index = _SeriesIndex(read_pieces(self.root, self._head))
+            wanted = self._index.find(job_id, cluster, node, gpu_index)
+            tables = [self._read_rows(part, start, rows, names) for part, start, rows in wanted]
         if not tables:
-            empty = self._schema("gpu_samples").empty()
-            return empty.select(columns) if columns is not None else empty
+            return schema.empty().select(names)
         frame = pl.from_arrow(tables[0] if len(tables) == 1 else pa.concat_tables(tables))
         if not isinstance(frame, pl.DataFrame):
             raise TypeError("a table was expected")
-        return frame
+        return frame.select(names)
 
-    def _read_rows(self, path: str, row_start: int, rows: int, columns: Sequence[str] | None) -> pa.Table:
-        file = self._open(path)
-        ends = self._row_ends(path, file)
+    def _read_rows(self, part: str, row_start: int, rows: int, columns: Sequence[str]) -> pa.Table:
+        file, ends = self._open(part)
         first = int(np.searchsorted(ends, row_start, side="right"))
         last = int(np.searchsorted(ends, row_start + rows, side="left"))
-        names = list(columns) if columns is not None else None
-        table = file.read_row_groups(list(range(first, last + 1)), columns=names, use_threads=False)
+        table = file.read_row_groups(list(range(first, last + 1)), columns=list(columns), use_threads=False)
         offset = row_start - (int(ends[first - 1]) if first else 0)
         return table.slice(offset, rows)
 
-    def _open(self, path: str) -> pq.ParquetFile:
-        if path in self._files:
-            self._files.move_to_end(path)
-            return self._files[path]
-        file = pq.ParquetFile(path)
-        self._files[path] = file
-        if len(self._files) > _OPEN_FILES:
-            self._files.popitem(last=False)[1].close()
-        return file
-
-    def _row_ends(self, path: str, file: pq.ParquetFile) -> Any:
-        if self._index is None:
-            raise LakeError(f"{self.root}: the index is not loaded")
-        if path not in self._index.row_ends:
-            meta = file.metadata
-            self._index.row_ends[path] = np.cumsum([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
-        return self._index.row_ends[path]
-
     def inputs(self) -> pl.DataFrame:
         """Return every input file that the lake remembers, with its counts of rows."""
-        return read_inputs(self.root, self._head)
+        with self._as_opened():
+            return read_inputs(self.root, self._head)
 
     def info(self) -> LakeInfo:
         """Return rows, files and bytes of each table."""
@@ -179,27 +182,24 @@ class Lake:
         return LakeInfo(str(self.root), self.generation, self.inputs().height, tuple(tables))
 
     def check(self) -> CheckReport:
-        """Return what a full check finds: every part there, readable to the last value, of the counted rows and types."""
+        """Return what a full check finds: every part there, readable to its last value, as listed, sorted by time."""
         problems: list[str] = []
         rows = 0
         for part in self._head.parts:
-            path = self._head.path(self.root, part)
             try:
-                file = pq.ParquetFile(path)
-                found = sum(batch.num_rows for batch in file.iter_batches(batch_size=65_536))
+                found, wrong = _check_part(self._head.path(self.root, part), part)
+            except FileNotFoundError as error:
+                if self._is_stale():
+                    raise self._gone(f"{part.file} is missing") from error
+                problems.append(f"{part.file}: missing")
+                continue
             except (OSError, pa.ArrowException) as error:
-                problems.append(f"{part.file}: cannot be read ({error})")
+                problems.append(f"{part.file}: cannot be read ({_first_line(error)})")
                 continue
             rows += found
-            if found != part.rows or path.stat().st_size != part.bytes:
-                problems.append(
-                    f"{part.file}: {found} rows, {path.stat().st_size} bytes; {part.rows}, {part.bytes} listed"
-                )
-            missing = set(TABLES[part.table].columns) - set(file.schema_arrow.names)
-            if missing:
-                problems.append(f"{part.file}: columns missing: {', '.join(sorted(missing))}")
+            problems += [f"{part.file}: {what}" for what in wrong]
         problems += self._check_index()
-        listed = {part.file for part in self._head.parts}
+        listed = {*self._head.removes, *(part.file for part in self._head.parts)}
         for table in TABLES:
             for path in sorted((self.root / table).glob("cluster=*/*.parquet")):
                 name = path.relative_to(self.root).as_posix()
@@ -208,15 +208,23 @@ class Lake:
         return CheckReport(len(self._head.parts), rows, tuple(problems))
 
     def _check_index(self) -> list[str]:
-        inputs = self.inputs()
+        try:
+            with self._as_opened():
+                inputs = read_inputs(self.root, self._head)
+                pieces = read_pieces(self.root, self._head)
+        except LakeError as error:
+            if self._is_stale():
+                raise
+            return [str(error)]
         accounted = pl.col("rows_out") + pl.col("rows_quarantined") + pl.col("rows_merged")
         lost = inputs.filter(pl.col("rows_in") != accounted)
         problems = [f"{name}: rows do not add up" for name in lost["name"].head(10)]
-        pieces = read_pieces(self.root, self._head)
         indexed = dict(pieces.group_by("part").agg(pl.col("rows").sum()).iter_rows())
-        for part in self._head.parts:
-            if part.file in indexed and indexed[part.file] != part.rows:
-                problems.append(f"{part.file}: {part.rows} rows, {indexed[part.file]} in the index")
+        problems += [
+            f"{part.file}: {part.rows} rows, {indexed[part.file]} in the index"
+            for part in self._head.parts
+            if indexed.get(part.file, part.rows) != part.rows
+        ]
         return problems
 
     def _parts(self, table: str, cluster: str | None) -> list[LakePart]:
@@ -228,30 +236,104 @@ class Lake:
             raise ValueError(f"no table {table!r} in a lake; there are {', '.join(TABLES)}")
         return TABLES[table]
 
+    def _open(self, name: str) -> tuple[pq.ParquetFile, Any]:
+        """Return a part's file and where its row groups end; files stay open, since opening costs more than reading."""
+        if name in self._files:
+            self._files.move_to_end(name)
+        else:
+            try:
+                self._files[name] = pq.ParquetFile(self._head.path(self.root, self._part_of[name]))
+            except FileNotFoundError:  # moved to its final place in this very moment, or gone
+                self._files[name] = pq.ParquetFile(self.root / name)
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        file = self._files[name]
+        if name not in self._row_ends:
+            meta = file.metadata
+            self._row_ends[name] = np.cumsum([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
+        return file, self._row_ends[name]
+
+    @contextmanager
+    def _as_opened(self) -> Iterator[None]:
+        """Say what is wrong with the lake where a file of it cannot be read."""
+        try:
+            yield
+        except (OSError, pa.ArrowException, LakeError) as error:
+            raise self._gone(_first_line(error)) from error
+
+    def _gone(self, what: str) -> LakeError:
+        if self._is_stale():
+            return LakeError(
+                f"{self.root} was written since it was opened (generation {self.generation}, now "
+                f"{read_head(self.root).generation}); open it again"
+            )
+        return LakeError(f"{self.root} is damaged: {what}; `jobwatt lake check --lake {self.root}` says what else")
+
+    def _is_stale(self) -> bool:
+        return read_head(self.root).generation != self.generation
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _check_part(path: Path, part: LakePart) -> tuple[int, list[str]]:
+    """Return the rows of a part, all of them read, and what is wrong with it."""
+    schema = TABLES[part.table]
+    problems: list[str] = []
+    rows = 0
+    back = 0
+    with pq.ParquetFile(path) as file:
+        missing = set(schema.columns) - set(file.schema_arrow.names)
+        if missing:
+            problems.append(f"columns missing: {', '.join(sorted(missing))}")
+        key = {name: schema.columns[name] for name in schema.key}
+        is_series = part.table in _SERIES_TABLES and not missing
+        last = pl.DataFrame(schema=key)
+        for batch in file.iter_batches(batch_size=_CHECK_ROWS):
+            rows += batch.num_rows
+            if is_series:
+                keys = pl.concat([last, pl.DataFrame(batch.select(list(key)), schema=key)])
+                back += _count_back(keys)
+                last = keys.tail(1)
+    if (rows, path.stat().st_size) != (part.rows, part.bytes):
+        problems.append(f"{rows} rows, {path.stat().st_size} bytes; {part.rows}, {part.bytes} listed")
+    if back:
+        problems.append(f"the time of a series goes back, or repeats, in {back} places")
+    return rows, problems
+
+
+def _count_back(keys: pl.DataFrame) -> int:
+    """Return how often the last column does not grow where the others stay the same."""
+    *series, time = keys.columns
+    same = pl.all_horizontal([pl.col(name).eq_missing(pl.col(name).shift()) for name in series])
+    return int(keys.select((same & (pl.col(time) <= pl.col(time).shift())).sum()).item())
+
 
 class _SeriesIndex:
     """Where each job's GPU samples are: pieces sorted by job, found by bisection."""
 
-    def __init__(self, pieces: pl.DataFrame, head: Head, root: Path) -> None:
+    def __init__(self, pieces: pl.DataFrame) -> None:
         gpu = pieces.filter((pl.col("table") == "gpu_samples") & pl.col("job_id").is_not_null()).select(_INDEX_COLUMNS)
         gpu = gpu.sort("job_id", "cluster", "node", "gpu_index", "first_time")
         self._jobs = gpu["job_id"].to_numpy()
         self._rows = gpu.select("cluster", "node", "gpu_index", "part", "row_start", "rows").rows()
-        self._paths = {part.file: str(head.path(root, part)) for part in head.parts if part.table == "gpu_samples"}
-        self.row_ends: dict[str, Any] = {}
 
     def find(
         self, job_id: int, cluster: str | None, node: str | None, gpu_index: int | None
     ) -> list[tuple[str, int, int]]:
-        """Return (path, first row, rows) of each stretch of a part; neighbours in one part are joined."""
+        """Return (part, first row, rows) of each stretch of a part; neighbours in one part are joined."""
         first, last = np.searchsorted(self._jobs, [job_id, job_id + 1])
+        mine = [row for row in self._rows[first:last] if cluster in (None, row[0])]
+        clusters = sorted({row[0] for row in mine})
+        if len(clusters) > 1:
+            raise ValueError(f"job {job_id} is in the clusters {' and '.join(clusters)}; give one of them as cluster")
         found: list[tuple[str, int, int]] = []
-        for row_cluster, row_node, row_gpu, part, start, rows in self._rows[first:last]:
-            if cluster not in (None, row_cluster) or node not in (None, row_node) or gpu_index not in (None, row_gpu):
+        for _, row_node, row_gpu, part, start, rows in mine:
+            if node not in (None, row_node) or gpu_index not in (None, row_gpu):
                 continue
-            path = self._paths[part]
-            if found and found[-1][0] == path and found[-1][1] + found[-1][2] == start:
-                found[-1] = (path, found[-1][1], found[-1][2] + rows)
+            if found and found[-1][0] == part and found[-1][1] + found[-1][2] == start:
+                found[-1] = (part, found[-1][1], found[-1][2] + rows)
             else:
-                found.append((path, start, rows))
+                found.append((part, start, rows))
         return found

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
+from polars.exceptions import PolarsError
 
+from ingest.errors import LakeError
 from ingest.head import MANIFEST, Head
 from ingest.staging import PIECES_SCHEMA
 
@@ -30,21 +32,36 @@ INPUTS_SCHEMA: Final[dict[str, pl.DataType]] = {
 
 def read_inputs(root: Path, head: Head) -> pl.DataFrame:
     """Return every input file that the lake remembers."""
-    return pl.read_parquet(root / MANIFEST / head.inputs) if head.inputs else pl.DataFrame(schema=INPUTS_SCHEMA)
+    return _read(root, head.inputs) if head.inputs else pl.DataFrame(schema=INPUTS_SCHEMA)
 
 
 def read_pieces(root: Path, head: Head) -> pl.DataFrame:
     """Return the index of rows: pieces of every part that came from input files, with their cluster."""
     schema = {"cluster": pl.String(), **PIECES_SCHEMA}
-    return pl.read_parquet(root / MANIFEST / head.pieces) if head.pieces else pl.DataFrame(schema=schema)
+    return _read(root, head.pieces) if head.pieces else pl.DataFrame(schema=schema)
+
+
+def _read(root: Path, name: str) -> pl.DataFrame:
+    path = root / MANIFEST / name
+    try:
+        return pl.read_parquet(path)
+    except (OSError, PolarsError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise LakeError(
+            f"{path} cannot be read ({reason}); restore it from a backup, or ingest into a new lake"
+        ) from error
 
 
 def write_index(root: Path, name: str, frame: pl.DataFrame) -> str:
-    """Write inputs or pieces durably under ``name`` and return it."""
+    """Write inputs or pieces durably under ``name`` and return it; nothing is left of it where that fails."""
     path = root / MANIFEST / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        frame.write_parquet(file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            frame.write_parquet(file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return name

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ingest.records import Part
 from ingest.schemas import TABLES, TableSchema
 
-ROW_GROUP_ROWS: Final = 49_152
+ROW_GROUP_ROWS: Final = 32_768
 """A row group is closed at the first series end after this many rows."""
 
 COMPRESSION_LEVEL: Final = 1
@@ -46,7 +46,7 @@ class PartWriter:
         self.path = path
         self._table = table
         self._rows = 0
-        self._pending: list[pa.Table] = []
+        self._pending: list[pl.DataFrame] = []
         self._pending_rows = 0
         self._schema = _writer_schema(table)
         delta = [name for name in table.delta if name in table.columns]
@@ -57,7 +57,7 @@ class PartWriter:
             self._schema,
             compression="zstd",
             compression_level=COMPRESSION_LEVEL,
-            use_dictionary=[name for name in table.columns if name not in delta],
+            use_dictionary=[name for name in table.columns if name not in (*delta, *table.plain)],
             column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
             write_statistics=list(table.key),
             write_batch_size=65_536,
@@ -80,24 +80,24 @@ class PartWriter:
         first = self._rows
         if not frame.height:
             return first
-        table = self._to_arrow(frame)
         self._rows += frame.height
         edges = [*(int(s) for s in starts), frame.height] if starts is not None else [0, frame.height]
         begin = 0
         for edge in edges[1:]:
             if self._pending_rows + edge - begin >= ROW_GROUP_ROWS:
-                self._pending.append(table.slice(begin, edge - begin))
+                self._pending.append(frame[begin:edge])
                 self._flush()
                 begin = edge
         if begin < frame.height:
-            self._pending.append(table.slice(begin))
+            self._pending.append(frame[begin:])
             self._pending_rows += frame.height - begin
         return first
 
     def _flush(self) -> None:
         if self._pending:
-            table = self._pending[0] if len(self._pending) == 1 else pa.concat_tables(self._pending).unify_dictionaries()
-            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            tables = [self._to_arrow(frame) for frame in self._pending]
+            table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
+            self._writer.write_table(table, row_group_size=table.num_rows)
             self._pending, self._pending_rows = [], 0
 
     def _to_arrow(self, frame: pl.DataFrame) -> pa.Table:
@@ -115,8 +115,7 @@ class PartWriter:
                 want = self._table.columns[field.name]
                 array = (series if series.dtype == want else series.cast(want)).to_arrow()
                 arrays.append(array if array.type == field.type else array.cast(field.type))
-        return pa.Table.from_arrays(
-            arrays, schema=self._schema)
+        return pa.Table.from_arrays(arrays, schema=self._schema)
 
     def close(self) -> Part:
         """Finish the part, make it durable, and return its record."""

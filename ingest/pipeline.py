@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
 
 from ingest import tasks
@@ -86,7 +86,7 @@ def ingest(
     Parameters
     ----------
     source : a folder, a file, a .tar, .tar.gz, .tar.zst, or a URL that fsspec knows
-    cluster : name under which the rows stand; by default the layout's (``supercloud``, ``supercloud-hpca22``, ``recording``)
+    cluster : name under which the rows stand; by default the layout's (supercloud, supercloud-hpca22, recording)
     runner : where the tasks run; a pool of as many processes as there are cores where None
     force : take files that became shorter
     anonymous : access S3 without credentials
@@ -160,17 +160,15 @@ class _Run:
         spec = PlanSpec(
             source, lake, staging, self._runner.workers, self._head, cluster, anonymous, force, max_member_bytes
         )
+        if isinstance(self._runner, PoolRunner):
+            self._runner.warm(tasks.warm)
         self.plan = plan = self._one(tasks.plan, spec)
         self._tell()
         results, records = self._scan(plan)
-        commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records, plan.refused)
-        commit = replace(commit, line_shift=_line_shift(results, plan))
-        result = self._one(tasks.commit, commit)
-        if result.rescan:
-            extra, records = self._rescan(plan, results, records, result.rescan)
-            results = [*results, *extra]
-            again = replace(commit, results=tuple(results), records=records)
-            result = self._one(tasks.commit, again)
+        commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
+        commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
+        while (result := self._one(tasks.commit, commit)).rescan:
+            commit = self._rescan(plan, commit, result.rescan)
         return result
 
     def _one(self, task: Callable[[S], R], spec: S) -> R:
@@ -186,7 +184,7 @@ class _Run:
             changed, settled = self._verify(plan.verify, plan.template.force)
             specs += changed
             records += settled
-        results = list(self._map_scan(specs))
+        results = [*plan.found, *self._map_scan(specs)]
         results.sort(key=lambda r: r.part)
         return results, (*records, *_join_shares(results, specs))
 
@@ -220,33 +218,30 @@ class _Run:
             if checksum != known.checksum and not shrunken:
                 changed.append(spec)
             elif file.name not in settled:
-                status = "unchanged" if checksum == known.checksum else "refused"
-                record = FileRecord(file.name, file.kind, status, known.size, known.checksum)
-                settled[file.name] = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
+                record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
+                record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
+                if checksum != known.checksum:
+                    detail = f"{file.member.size} bytes, {known.size} before"
+                    record = replace(record, status="refused", reason="shrunken", detail=detail)
+                settled[file.name] = record
         return changed, list(settled.values())
 
-    def _rescan(
-        self, plan: IngestPlan, results: Sequence[ScanResult], records: tuple[FileRecord, ...], names: Sequence[str]
-    ) -> tuple[list[ScanResult], tuple[FileRecord, ...]]:
-        """Read files again that share a series with a changed one."""
+    def _rescan(self, plan: IngestPlan, commit: CommitSpec, names: Sequence[str]) -> CommitSpec:
+        """Read files again that share a series with a changed one, and return the commit with them."""
         files = {file.name: file for spec in (*plan.specs, *plan.verify) for file in spec.files}
-        absent = [name for name in names if name not in files]
-        if absent:
-            raise LakeError(
-                f"{absent[0]} shares a series with a file that changed, but is not in this source; ingest them together"
-            )
         specs = [
             replace(
                 plan.template,
                 files=(replace(files[name], known=None, start=0, stop=None),),
-                part=f"rescan-{i:05d}",
+                part=f"rescan-{len(commit.results):05d}-{i:05d}",
                 stream=files[name].member.location if files[name].member.offset == -1 else "",
             )
             for i, name in enumerate(names)
         ]
         extra = list(self._map_scan(specs))
-        again = {record.name: replace(record, status="replaced") for result in extra for record in result.files}
-        return extra, tuple(again.get(record.name, record) for record in records)
+        again = {r.name: r if r.status == "refused" else replace(r, status="replaced") for e in extra for r in e.files}
+        records = tuple(again.get(record.name, record) for record in commit.records)
+        return replace(commit, results=(*commit.results, *extra), records=records)
 
     def _tell(self) -> None:
         if self._progress is not None and self.plan is not None:
@@ -323,10 +318,6 @@ def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: fl
     for record in result.records:
         for name in ("rows_in", "rows_out", "rows_quarantined", "rows_merged", "rows_unchanged"):
             totals[name] += getattr(record, name)
-    for _, _, _, rows in plan.refused:
-        totals["rows_in"] += rows
-        totals["rows_quarantined"] += rows
-    refused = sum(r.status == "refused" for r in result.records) + len(plan.refused)
     reasons = dict(sorted(result.reasons.items()))
     return IngestReport(
         source=source,
@@ -335,7 +326,7 @@ def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: fl
         generation=result.generation,
         files=len(result.records),
         files_unchanged=sum(r.status == "unchanged" for r in result.records),
-        files_refused=refused,
+        files_refused=sum(r.status == "refused" for r in result.records),
         rows_in=totals["rows_in"],
         rows_out=totals["rows_out"],
         rows_quarantined=totals["rows_quarantined"],

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
+
+import polars as pl
 
 from ingest.checksum import BLOCK_BYTES, BlockHash, join_blocks
 from ingest.errors import SourceError
 from ingest.head import MANIFEST
 from ingest.manifest import read_inputs
-from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, ScanSpec
+from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.sources import supercloud
-from ingest.sources.archive import Member, is_url, list_members, open_member
+from ingest.sources.archive import Listing, Member, is_url, list_members, open_member, stream_members
+from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
+from ingest.staging import Staging
 
 LEAST_TASK_BYTES: Final = 4 * 1024**2
 GREATEST_TASK_BYTES: Final = 256 * 1024**2
-TASKS_PER_WORKER: Final = 6
+TASKS_PER_WORKER: Final = 16
+
+MAX_TRES_BYTES: Final = 16 * 1024**2
+"""A mapping of names to numbers is not longer than this."""
+
+_READ_BYTES = 1024**2
+_UNREAD = (b"", ("unreadable", "it could not be opened"))
+_ONE_FILE_A_JOB = frozenset({"cpu", "cpu_summary", "jobs"})
+"""Kinds of which a second file of one job (or a second log) is refused; files of GPU samples are joined by time."""
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """The files of an archive, sorted by what is to be done with them."""
+
+    files: list[ScanFile] = field(default_factory=list)
+    tres: list[Member] = field(default_factory=list)
+    refused: list[tuple[Member, str, str]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
 
 def plan_ingest(spec: PlanSpec) -> IngestPlan:
@@ -30,83 +53,184 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     listing = list_members(spec.source, anonymous=spec.anonymous, max_member_bytes=spec.max_member_bytes)
     root = supercloud.find_root([m.plain_name for m in listing.members])
     members = [m.below(root) for m in listing.members if not root or m.name.startswith(root + "/")]
-    ignored = [m.name for m in listing.members if root and not m.name.startswith(root + "/")]
     cluster = spec.cluster or supercloud.layout_of([m.plain_name for m in members])
-    known = _known(spec, cluster)
-    refused = [(name, reason, detail, 0) for name, reason, detail in listing.refused]
-    files: list[ScanFile] = []
-    records: list[FileRecord] = []
-    tres: dict[int, str] = {}
-    for member in members:
-        kind = supercloud.classify(member.plain_name)
-        if kind == "other":
-            ignored.append(member.name)
-        elif kind == "tres":
-            record, names, bad = _read_tres(member, known.get(member.plain_name), spec)
-            records.append(record)
-            refused += bad
-            tres |= names
-        elif kind == "unknown" or (parsed := supercloud.parse_name(supercloud.KINDS[kind], member.plain_name)) is None:
-            reason = "unknown_file" if kind == "unknown" else "bad_file_name"
-            refused.append((member.plain_name, reason, "", _count_lines(member, spec)))
-        else:
-            files.append(ScanFile(member, kind, parsed[0], parsed[1], known.get(member.plain_name)))
-    template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres, spec.max_member_bytes)
+    inputs = _inputs(spec, cluster)
+    known = _known(inputs)
+    found = _sort(members, known, inputs)
+    found.ignored += [m.name for m in listing.members if root and not m.name.startswith(root + "/")]
+    rows, texts = _look_into(found, spec)
+    records = _refused_members(listing, root)
+    records += [refusal(m.plain_name, "", reason, detail, rows.get(m.name, 0)) for m, reason, detail in found.refused]
+    tres = _Tres(spec, known)
+    for member, (data, problem) in texts.items():
+        tres.take(member, data, problem)
+    files = tres.read_again(found.files) if tres.is_changed else found.files
+    template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes)
     specs, verify = _cut(files, template, spec)
     total = sum(max(f.member.size, 0) for f in files)
     return IngestPlan(
-        cluster, tuple(specs), tuple(verify), tuple(records), tuple(refused), tuple(ignored), total, template
+        cluster,
+        tuple(specs),
+        tuple(verify),
+        (*records, *tres.records),
+        tres.found(),
+        tuple(found.ignored),
+        total,
+        template,
     )
 
 
-def _known(spec: PlanSpec, cluster: str) -> dict[str, Known]:
+def _inputs(spec: PlanSpec, cluster: str) -> pl.DataFrame:
+    """Return what the lake remembers of a cluster's input files; no rows for a new lake."""
     if not (Path(spec.lake) / MANIFEST).is_dir():
-        return {}
-    inputs = read_inputs(Path(spec.lake), spec.head)
-    rows = inputs.filter(inputs["cluster"] == cluster).select("name", "size", "checksum", "rows_in")
+        return read_inputs(Path(spec.lake), type(spec.head)())
+    return read_inputs(Path(spec.lake), spec.head).filter(pl.col("cluster") == cluster)
+
+
+def _known(inputs: pl.DataFrame) -> dict[str, Known]:
+    rows = inputs.select("name", "size", "checksum", "rows_in")
     return {name: Known(size, checksum, rows_in) for name, size, checksum, rows_in in rows.iter_rows()}
 
 
-def _read_tres(
-    member: Member, known: Known | None, spec: PlanSpec
-) -> tuple[FileRecord, dict[int, str], list[tuple[str, str, str, int]]]:
-    """Return the record of ``tres-mapping.txt``, whose rows complete the jobs' rows, and its names."""
-    data = _read_all(member, spec)
-    names, bad, rows = supercloud.parse_tres_mapping(data.decode("utf-8", "backslashreplace"))
-    digest = BlockHash()
-    digest.update(data)
-    checksum = join_blocks(digest.blocks())
-    record = FileRecord(member.plain_name, "tres", "new", len(data), checksum, rows_in=rows)
-    if known and known.checksum == checksum:
-        return replace(record, status="unchanged", rows_unchanged=rows), names, []
-    record = replace(record, rows_merged=rows - len(bad), rows_quarantined=len(bad))
-    return record, names, [(member.plain_name, "wrong_type", f"line {number}: {text}", 1) for number, text in bad]
+def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) -> _Sorted:
+    found = _Sorted()
+    owners = _owners(inputs)
+    seen: set[str] = set()
+    for member in members:
+        name = member.plain_name
+        kind = supercloud.classify(name)
+        parsed = supercloud.parse_name(supercloud.KINDS[kind], name) if kind in supercloud.KINDS else None
+        if kind == "other":
+            found.ignored.append(member.name)
+        elif name in seen:
+            found.refused.append((member, "repeated_member", "compressed and plain, or twice; the first one is taken"))
+        elif kind == "tres":
+            found.tres.append(member)
+        elif kind == "unknown":
+            found.refused.append((member, "unknown_file", ""))
+        elif parsed is None:
+            found.refused.append((member, "bad_file_name", ""))
+        elif kind in _ONE_FILE_A_JOB and (owner := owners.setdefault((kind, parsed[0]), name)) != name:
+            found.refused.append((member, "series_from_other_file", owner))
+        else:
+            found.files.append(ScanFile(member, kind, parsed[0], parsed[1], known.get(name)))
+        seen.add(name)
+    return found
 
 
-def _read_all(member: Member, spec: PlanSpec) -> bytes:
-    if member.offset == -1:
-        from ingest.sources.archive import stream_members
+def _owners(inputs: pl.DataFrame) -> dict[tuple[str, int], str]:
+    """Return which file the lake has the rows of a job from, by kind and job (0 for the log)."""
+    owners: dict[tuple[str, int], str] = {}
+    for name, kind in inputs.select("name", "kind").iter_rows():
+        if kind in _ONE_FILE_A_JOB and (parsed := supercloud.parse_name(supercloud.KINDS[kind], name)) is not None:
+            owners[kind, parsed[0]] = name
+    return owners
 
-        for _, stream in stream_members(member.location, [member], anonymous=spec.anonymous):
-            return stream.read(-1)
-        return b""
-    with open_member(member, anonymous=spec.anonymous, max_member_bytes=spec.max_member_bytes) as stream:
-        pieces = []
-        while data := stream.read(1024**2):
+
+def _refused_members(listing: Listing, root: str) -> list[FileRecord]:
+    prefix = root + "/" if root else ""
+    return [refusal(name.removeprefix(prefix), "", reason, detail, 0) for name, reason, detail in listing.refused]
+
+
+def _look_into(found: _Sorted, spec: PlanSpec) -> tuple[dict[str, int], dict[Member, tuple[bytes, tuple[str, str]]]]:
+    """Return the rows of the refused files by name, and the text of ``tres-mapping.txt`` with what is wrong with it."""
+    rows: dict[str, int] = {}
+    texts: dict[Member, tuple[bytes, tuple[str, str]]] = dict.fromkeys(found.tres, _UNREAD)
+    for member, stream in _open_each([*found.tres, *(member for member, _, _ in found.refused)], spec):
+        if member in texts:
+            texts[member] = _read_text(stream)
+        else:
+            rows[member.name] = _count_rows(stream)
+    return rows, texts
+
+
+def _open_each(members: list[Member], spec: PlanSpec) -> Iterator[tuple[Member, ByteStream]]:
+    limit = spec.max_member_bytes
+    streamed = [member for member in members if member.offset == -1]
+    if streamed:
+        yield from stream_members(spec.source, streamed, anonymous=spec.anonymous, max_member_bytes=limit)
+    for member in members:
+        if member.offset == -1:
+            continue
+        try:
+            with open_member(member, anonymous=spec.anonymous, max_member_bytes=limit) as stream:
+                yield member, stream
+        except (FileNotFoundError, PermissionError):  # its rows stay uncounted
+            continue
+
+
+def _read_text(stream: ByteStream) -> tuple[bytes, tuple[str, str]]:
+    """Return a small file's bytes, and a reason code with detail where it is damaged or too large."""
+    pieces: list[bytes] = []
+    try:
+        while data := stream.read(_READ_BYTES):
             pieces.append(data)
-        return b"".join(pieces)
+            if len(pieces) * _READ_BYTES > MAX_TRES_BYTES:
+                return b"", ("too_large", f"the limit is {MAX_TRES_BYTES} bytes")
+    except TruncatedError as error:
+        return b"".join(pieces), ("truncated", str(error))
+    except TooLargeError as error:
+        return b"", ("too_large", str(error))
+    return b"".join(pieces), ("", "")
 
 
-def _count_lines(member: Member, spec: PlanSpec) -> int:
-    """Return the rows of a file that is refused unread (its lines but the header)."""
-    if member.offset == -1 or member.codec:
-        return 0
+def _count_rows(stream: ByteStream) -> int:
+    """Return the rows of a file that is refused unread: its lines but the header, as far as it can be read."""
     lines, last = 0, b"\n"
-    with open_member(member, anonymous=spec.anonymous) as stream:
-        while data := stream.read(1024**2):
+    try:
+        while data := stream.read(_READ_BYTES):
             lines += data.count(b"\n")
             last = data[-1:]
+    except (TruncatedError, TooLargeError):
+        pass
     return max(lines + (last != b"\n") - 1, 0)
+
+
+class _Tres:
+    """What ``tres-mapping.txt`` tells; its rows complete the jobs' rows."""
+
+    def __init__(self, spec: PlanSpec, known: dict[str, Known]) -> None:
+        self._known = known
+        self._staging = Staging(spec.staging, "plan")
+        self.names: dict[int, str] = {}
+        self.records: list[FileRecord] = []
+        self.is_changed = False
+
+    def take(self, member: Member, data: bytes, problem: tuple[str, str]) -> None:
+        """Take in one file's text."""
+        name = member.plain_name
+        text = data.decode("utf-8", "backslashreplace")
+        names, bad, rows = supercloud.parse_tres_mapping(text)
+        digest = BlockHash()
+        digest.update(data)
+        checksum = join_blocks(digest.blocks())
+        known = self._known.get(name)
+        record = FileRecord(name, "tres", "replaced" if known else "new", len(data), checksum, rows_in=rows)
+        if problem[0] or not rows:
+            reason, detail = problem if problem[0] else ("empty_file", "no names")
+            self.records.append(refusal(name, "tres", reason, detail, rows))
+            return
+        self.names |= names
+        if known and known.checksum == checksum:
+            self.records.append(replace(record, status="unchanged", rows_unchanged=rows))
+        else:
+            self.is_changed = True
+            self._staging.reject((name, number, 1, "jobs", "wrong_type", "", line) for number, line in bad)
+            if bad:
+                self._staging.counts[name, None, "wrong_type", ""] += len(bad)
+            self.records.append(replace(record, rows_merged=rows - len(bad), rows_quarantined=len(bad)))
+
+    def read_again(self, files: list[ScanFile]) -> list[ScanFile]:
+        """Return the files with the log marked as changed, since its rows have other names now."""
+        return [
+            replace(f, known=replace(f.known, size=0, checksum="")) if f.kind == "jobs" and f.known else f
+            for f in files
+        ]
+
+    def found(self) -> tuple[ScanResult, ...]:
+        """Return what was staged."""
+        parts, pieces = self._staging.finish()
+        return (ScanResult((), parts, pieces, dict(self._staging.counts), 0, "plan"),)
 
 
 def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[list[ScanSpec], list[ScanSpec]]:
@@ -114,7 +238,7 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
     if streamed:
         return _cut_stream(streamed, template, spec), []
     large = [f for f in files if _can_share(f)]
-    shared = set(id(f) for f in large)
+    shared = {id(f) for f in large}
     small = [f for f in files if id(f) not in shared]
     specs: list[ScanSpec] = []
     verify: list[ScanSpec] = []

@@ -1,8 +1,8 @@
 """What the lake will hold: new pieces against those that are there. Pure: index frames in, a plan out.
 
-A series must end up once. Where several files, an extended file, or overlapping pieces tell of one series, it is merged; the
-parts that it touches are rewritten without it and with the result. A part that loses pieces of a replaced file is rewritten
-too. Everything else stays as it is.
+A series must end up once. Where several files, an extended file, or overlapping pieces tell of one series, it is
+merged; the parts that it touches are rewritten without it and with the result. A part that loses pieces of a replaced
+file is rewritten too. Everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SEPARATOR = "\n"
 class Rewrite:
     """One part to be written anew from kept pieces and merged series (frames of pieces).
 
-    ``old`` is the part that it replaces ('' where there is none). ``kept`` is copied; ``base`` and ``extended`` are merged
-    series by series.
+    ``old`` is the part that it replaces ('' where there is none). ``kept`` is copied; ``base`` and ``extended`` are
+    merged series by series. ``is_live`` marks the pieces that the lake has already.
     """
 
     table: str
@@ -68,6 +68,7 @@ def reconcile(live: pl.DataFrame, new: pl.DataFrame, replaced: Iterable[str]) ->
     live, new : pieces (`ingest.staging.PIECES_SCHEMA`), ``part`` a path that tells them apart
     replaced : names of the input files whose old rows go
     """
+    live, new = (pieces.with_columns(is_live=pl.lit(flag)) for pieces, flag in ((live, True), (new, False)))
     gone = _has_any(live, set(replaced))
     stays, leaves = live.filter(~gone), live.filter(gone)
     key = list(SERIES_KEY)
@@ -77,12 +78,8 @@ def reconcile(live: pl.DataFrame, new: pl.DataFrame, replaced: Iterable[str]) ->
     extended = new_gpu.filter(pl.col("extended"))
     conflicts = _conflicting(base, extended)
     merged = base.join(conflicts, on=key, how="semi", nulls_equal=True)
-    kept = pl.concat([stays, new.filter(~pl.col("extended"))])
-    kept = (
-        kept.filter(~is_gpu)
-        if not kept.height
-        else pl.concat([kept.filter(~is_gpu), base.join(conflicts, on=key, how="anti", nulls_equal=True)])
-    )
+    others = pl.concat([stays, new]).filter(~is_gpu)
+    kept = pl.concat([others, base.join(conflicts, on=key, how="anti", nulls_equal=True)])
     touched = set(leaves["part"]) | set(merged["part"])
     owner = (
         merged.sort([*key, "first_time"]).group_by(key, maintain_order=True).agg(pl.col("part").first().alias("owner"))

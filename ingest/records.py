@@ -25,8 +25,8 @@ class Known:
 class ScanFile:
     """One file to be read: which member, as what kind, for which job and node, and what is known of it.
 
-    ``start`` and ``stop`` bound the bytes that this task reads of a file that several tasks share; a task takes the lines
-    that begin inside its bounds.
+    ``start`` and ``stop`` bound the bytes that this task reads of a file that several tasks share; a task takes the
+    lines that begin inside its bounds.
     """
 
     member: Member
@@ -61,7 +61,9 @@ class ScanSpec:
 class FileRecord:
     """What became of one input file (or of one task's share of it).
 
-    rows_in = rows_out + rows_quarantined + rows_merged + rows_unchanged, always.
+    rows_in = rows_out + rows_quarantined + rows_merged + rows_unchanged, always. ``status`` is ``new``, ``replaced``,
+    ``unchanged``, or ``refused`` with a reason code and its detail: nothing of the file is taken, and what the lake has
+    of it stays.
     """
 
     name: str
@@ -76,6 +78,8 @@ class FileRecord:
     rows_unchanged: int = 0
     lines: int = 0
     unknown_columns: tuple[str, ...] = ()
+    reason: str = ""
+    detail: str = ""
 
     def plus(self, other: FileRecord) -> FileRecord:
         """Return the record of both shares of one file; checksums of shares are joined by the caller."""
@@ -90,9 +94,19 @@ class FileRecord:
         )
 
     @property
+    def is_taken(self) -> bool:
+        """Whether the lake holds what this run read of the file."""
+        return self.status in ("new", "replaced")
+
+    @property
     def is_conserved(self) -> bool:
         """Whether every row of the file is accounted for."""
         return self.rows_in == self.rows_out + self.rows_quarantined + self.rows_merged + self.rows_unchanged
+
+
+def refusal(name: str, kind: str, reason: str, detail: str, rows: int) -> FileRecord:
+    """Return the record of a file that is refused whole; its rows (0 where they were not counted) are quarantined."""
+    return FileRecord(name, kind, "refused", rows_in=rows, rows_quarantined=rows, reason=reason, detail=detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +149,17 @@ class PlanSpec:
 
 @dataclass(frozen=True, slots=True)
 class IngestPlan:
-    """Tasks for an archive. ``verify`` are large files that the lake has already: hashed first, and read if changed."""
+    """Tasks for an archive. ``verify`` are large files that the lake has already: hashed first, and read if changed.
+
+    ``records`` are of files that are settled without a task: refused ones, and ``tres-mapping.txt``. ``found`` is what
+    reading the latter staged.
+    """
 
     cluster: str
     specs: tuple[ScanSpec, ...]
     verify: tuple[ScanSpec, ...]
     records: tuple[FileRecord, ...]
-    refused: tuple[tuple[str, str, str, int], ...]
+    found: tuple[ScanResult, ...]
     ignored: tuple[str, ...]
     total_bytes: int
     template: ScanSpec
@@ -157,13 +175,13 @@ class CommitSpec:
     head: Head
     results: tuple[ScanResult, ...]
     records: tuple[FileRecord, ...]
-    refused: tuple[tuple[str, str, str, int], ...] = ()
     line_shift: Mapping[str, int] = field(default_factory=dict)
+    source_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """The state after the run; or, with ``rescan``, the files that must be read again first (nothing is committed then)."""
+    """The state after the run; or, with ``rescan``, the files that must be read again first, with nothing committed."""
 
     generation: int = 0
     rescan: tuple[str, ...] = ()

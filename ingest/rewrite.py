@@ -13,6 +13,7 @@ from ingest.parts import read_rows
 from ingest.reconcile import SEPARATOR, Rewrite
 from ingest.records import CountKey, Part
 from ingest.rollup import SERIES_KEY
+from ingest.sources import supercloud
 from ingest.staging import Staging
 
 EXTENDING: Final = ("power_avg_w", "energy_counter_j", "sm_clock_mhz", "mem_clock_mhz", "power_limit_w", "throttle")
@@ -128,34 +129,34 @@ def _merge(
     base: pl.DataFrame, extended: pl.DataFrame | None, staging: Staging, tally: _Tally
 ) -> tuple[pl.DataFrame, str]:
     """Return one series joined, and its inputs: the base by time, each time once, then the extended files' columns."""
-    ordered = base.sort("input", "first_time")
+    ordered = base.sort("is_live", "input", "part", "row_start", descending=[True, False, False, False])
     inputs = ordered["input"].to_list()
     rows = _rows_of(ordered.row(0, named=True))
     if len(inputs) > 1:
         rows = _join_times(ordered, inputs, staging, tally)
-    names = list(dict.fromkeys(inputs))
-    job_id = base["job_id"][0]
-    if len(names) > 1:
-        for name in names:
-            staging.counts[name, job_id, "two_files_for_series", ""] += 1
+    names = list(dict.fromkeys(name for entry in inputs for name in entry.split(SEPARATOR)))
+    based = [name for name in names if supercloud.classify(name) != "gpu_extended"]
+    if len(based) > 1:
+        for name in based:
+            staging.counts[name, base["job_id"][0], "two_files_for_series", ""] += 1
     if extended is not None:
-        for piece in extended.sort("input", "first_time").iter_rows(named=True):
+        for piece in extended.sort("input", "part", "row_start").iter_rows(named=True):
             rows = _extend(rows, piece, staging, tally)
             names.append(piece["input"])
-    everyone = SEPARATOR.join(dict.fromkeys(name for entry in names for name in entry.split(SEPARATOR)))
-    return rows, everyone
+    return rows, SEPARATOR.join(dict.fromkeys(names))
 
 
 def _join_times(ordered: pl.DataFrame, inputs: list[str], staging: Staging, tally: _Tally) -> pl.DataFrame:
-    """Return the rows of all pieces by time; of one time the first input's row is kept."""
+    """Return the rows of all pieces by time; of one time the first piece's row is kept."""
     rows = pl.concat(
         [_rows_of(piece).with_columns(source=pl.lit(i)) for i, piece in enumerate(ordered.iter_rows(named=True))]
     ).sort("time", "source", maintain_order=True)
     repeat = rows["time"].is_duplicated() & ~rows["time"].is_first_distinct()
     for source in sorted(rows.filter(repeat)["source"].unique()):
         lost = rows.filter(repeat & (rows["source"] == source))
-        _reject(inputs[source], "repeated_time", lost, staging)
-        tally.repeated[inputs[source]] += lost.height
+        name = inputs[source].split(SEPARATOR, maxsplit=1)[0]
+        _reject(name, "repeated_time", lost, staging)
+        tally.repeated[name] += lost.height
     return rows.filter(~repeat).drop("source")
 
 
@@ -178,11 +179,10 @@ def _orphan(name: str, rows: pl.DataFrame, staging: Staging, tally: _Tally) -> N
 
 def _reject(name: str, reason: str, rows: pl.DataFrame, staging: Staging) -> None:
     """Put rows that have been parsed already into quarantine, their values written out."""
-    first = name.split(SEPARATOR, maxsplit=1)[0]
     shown = [c for c in rows.columns if c != "source"]
     raws = [
         ",".join(f"{column}={value}" for column, value in zip(shown, row, strict=True) if value is not None)
         for row in rows.select(shown).iter_rows()
     ]
-    staging.reject((first, None, 1, "gpu_samples", reason, "", raw) for raw in raws)
-    staging.counts[first, rows["job_id"][0], reason, ""] += rows.height
+    staging.reject((name, None, 1, "gpu_samples", reason, "", raw) for raw in raws)
+    staging.counts[name, rows["job_id"][0], reason, ""] += rows.height

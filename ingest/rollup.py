@@ -1,7 +1,7 @@
 """What is written beside the samples so that nobody has to scan them: series summaries, minutes, job statistics.
 
-Pure: arrays and frames in, frames out. A *series* is one GPU of one job on one node; its samples may lie in several pieces
-(a file longer than one batch), whose summaries add up exactly: `join_pieces` puts the seam between two pieces in.
+Pure: arrays and frames in, frames out. A *series* is one GPU of one job on one node; its samples may lie in several
+pieces (a file longer than one batch), whose summaries add up exactly: `join_pieces` puts in the seam between two.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Segments:
 class Summary:
     """A batch summed up, as arrays; `pieces_frame` and `minutes_frame` make tables of many.
 
-    ``keys`` has one row a series; ``pieces`` has arrays of that length, by column of `PIECE_SCHEMA`; ``minutes`` has one
+    ``keys`` has one row a series; ``pieces`` has arrays of that length by column of `PIECE_SCHEMA`; ``minutes`` has one
     entry a minute of a series, ``series`` being the row of its key.
     """
 
@@ -131,7 +131,7 @@ def _values(frame: pl.DataFrame, name: str) -> tuple[AnyArray, BoolArray | None]
 
 
 def _segments(values: AnyArray, present: BoolArray | None, starts: IntArray, n: IntArray) -> Segments:
-    """Return n, sum, least and greatest of each segment, missing values left out (NaN extremes where all are missing)."""
+    """Return n, sum, least and greatest of each segment, missing values left out (NaN extremes if there are none)."""
     if present is None:
         return Segments(
             n.astype(np.float64),
@@ -272,7 +272,7 @@ def _integrate(
 
 
 def _counter(frame: pl.DataFrame, starts: IntArray) -> dict[str, AnyArray]:
-    """Return the energy counter's first and last value and its gain; a step back is a driver's reset and adds nothing."""
+    """Return the energy counter's first and last value and gain; a step back is a driver's reset and adds nothing."""
     names = ("counter_first_j", "counter_last_j", "counter_gain_j")
     column = frame["energy_counter_j"] if "energy_counter_j" in frame.columns else None
     if column is None or column.null_count() == len(column):

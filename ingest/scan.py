@@ -6,7 +6,7 @@ Nothing here decides what the lake will hold: that is `ingest.reconcile`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,19 +15,26 @@ import polars as pl
 
 from ingest import batches
 from ingest.checksum import BlockHash, join_blocks
-from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec
-from ingest.sources import archive, delimited, slurm_log, supercloud
-from ingest.sources.delimited import ByteStream, Header
+from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec, refusal
+from ingest.sources import archive, delimited, quick, slurm_log, supercloud
+from ingest.sources.delimited import Header
+from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
 from ingest.staging import Staging
 
-CHUNK_BYTES: Final = 8 * 1024**2
-"""How much text is parsed at a time."""
+CHUNK_BYTES: Final = 4 * 1024**2
+"""How much text of small files is parsed at a time; a file that is longer is a large one."""
 
-BATCH_BYTES: Final = 32 * 1024**2
+PIECE_BYTES: Final = 2 * 1024**2
+"""How much text of a large file is parsed at a time."""
+
+BATCH_BYTES: Final = 8 * 1024**2
 """How much text of a large file makes one part."""
 
 CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
+
+MAX_LINE_BYTES: Final = 64 * 1024**2
+"""A file with a longer line is refused."""
 
 _HEADER_BYTES = 256 * 1024
 _NEWLINE = ord("\n")
@@ -81,6 +88,7 @@ class _Source:
         self.hash = BlockHash()
         self.ended = False
         self.problem: tuple[str, str] | None = None
+        self._line_bytes = 0
 
     def read(self, size: int = -1, /) -> bytes:
         """Return up to ``size`` bytes, nothing at the end or from the damage on."""
@@ -88,13 +96,17 @@ class _Source:
             return b""
         try:
             data = self._stream.read(size)
-        except archive.TooLargeError as error:
+        except TooLargeError as error:
             self.problem, data = ("too_large", str(error)), b""
-        except archive.TruncatedError as error:
+        except TruncatedError as error:
             self.problem, data = ("truncated", str(error)), b""
         if not data:
             self.ended = True
         self.hash.update(data)
+        end = data.rfind(b"\n") + 1
+        self._line_bytes = len(data) - end + (0 if end else self._line_bytes)
+        if self._line_bytes > MAX_LINE_BYTES:
+            self.problem, self.ended = ("too_large", f"a line of over {MAX_LINE_BYTES} bytes"), True
         return data
 
     def fill(self, size: int, expected: int) -> bytes:
@@ -164,18 +176,24 @@ class _Scan:
         self._bytes_read += source.hash.size
 
     def _read_small(self, file: ScanFile, data: bytes, source: _Source) -> None:
+        if source.problem and (source.problem[0] == "too_large" or b"\n" not in data):
+            self.refuse(file, *source.problem, 0)
+            return
         if self._is_settled(file, source) or (found := self._header(file, data, source)) is None:
             return
         header, offset = found
         self._records.append(_record(file, header, source))
         if source.problem:
             self._count(file, *source.problem)
+            self._flush_small()
+            self._read_body(file, header, [data[offset:]], 2, source)
+            return
         data = data if data.endswith(b"\n") else data + b"\n"
         if len(data) - offset <= _BLANK_BYTES and data[offset:].isspace():
             return
-        if file.kind in _SEQUENTIAL or source.problem:
+        if file.kind in _SEQUENTIAL:
             self._flush_small()
-            self._read_body(file, header, [data[offset:]], 2)
+            self._read_body(file, header, [data[offset:]], 2, source)
             return
         self._small.append(_Small(file, header, memoryview(data)[offset:]))
         self._small_bytes += len(data)
@@ -189,9 +207,13 @@ class _Scan:
         header, offset = found
         self._flush_small()
         mark = self.staging.mark()
-        self._read_body(file, header, delimited.iter_chunks(source, CHUNK_BYTES, head[offset:]), 2)
+        self._read_body(file, header, delimited.iter_chunks(source, PIECE_BYTES, head[offset:]), 2, source)
         if file.known and self._is_settled(file, source):
             self.staging.rollback(mark, file.name)
+            return
+        if source.problem and source.problem[0] == "too_large":
+            self.staging.rollback(mark, file.name)
+            self.refuse(file, *source.problem, 0)
             return
         if source.problem:
             self._count(file, *source.problem)
@@ -205,7 +227,9 @@ class _Scan:
         if found is None:
             return
         share = _Share(source, file, offset)
-        self._read_body(file, found[0], share.chunks(), 2 if file.start == 0 else 1)
+        self._read_body(file, found[0], share.chunks(), 2 if file.start == 0 else 1, source)
+        if source.problem:
+            self._count(file, *source.problem)
         blocks = share.hash.blocks()
         self._records.append(
             replace(_record(file, found[0], source), size=share.hash.size, checksum=",".join(blocks), lines=share.lines)
@@ -221,18 +245,16 @@ class _Scan:
             self._records.append(replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in))
             return True
         if source.hash.size < known.size and not self._spec.force:
-            self._count(file, "shrunken", f"{source.hash.size} bytes, {known.size} before")
+            detail = f"{source.hash.size} bytes, {known.size} before"
             record = FileRecord(file.name, file.kind, "refused", known.size, known.checksum)
-            self._records.append(replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in))
+            record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
+            self._records.append(replace(record, reason="shrunken", detail=detail))
             return True
         return False
 
     def refuse(self, file: ScanFile, reason: str, detail: str, rows: int) -> None:
         """Refuse a whole file; its rows count as quarantined."""
-        self._count(file, reason, detail)
-        table = supercloud.KINDS[file.kind].table if file.kind in supercloud.KINDS else ""
-        self.staging.reject([(file.name, None, rows, table, reason, detail, None)])
-        self._records.append(FileRecord(file.name, file.kind, "refused", rows_in=rows))
+        self._records.append(refusal(file.name, file.kind, reason, detail, rows))
 
     def _header(
         self, file: ScanFile, data: bytes, source: _Source, names: list[str] | None = None
@@ -242,7 +264,10 @@ class _Scan:
         if names is None:
             names, offset = delimited.split_header(data)
         if not names:
-            self.refuse(file, *(source.problem or ("empty_file", "no header")), 0)
+            self.refuse(file, *(source.problem or ("empty_file", "no header")), _count_rows(data[offset:], source))
+            return None
+        if any("\r" in name for name in names):
+            self.refuse(file, "bad_line_ends", "carriage returns alone", 0)
             return None
         kind = supercloud.KINDS[file.kind]
         header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
@@ -250,8 +275,9 @@ class _Scan:
         absent = [n for n in header.missing if kind.column_map.get(n) in kind.required]
         needed = kind.required - set(header.columns)
         if needed:
-            rows = _count_rows(data[offset:], source)
-            self.refuse(file, "missing_column", ", ".join(absent or sorted(needed)), rows)
+            if first_share:
+                rows = _count_rows(data[offset:], source) - (file.stop is not None)
+                self.refuse(file, "missing_column", ", ".join(absent or sorted(needed)), rows)
             return None
         if first_share:
             for name in header.missing:
@@ -277,11 +303,10 @@ class _Scan:
             waiting = waiting[n:]
 
     def _parse_small(self, kind: supercloud.FileKind, header: Header, small: list[_Small]) -> None:
-        lines = [int(np.count_nonzero(np.frombuffer(s.body, np.uint8) == _NEWLINE)) for s in small]
-        frame = delimited.parse_clean(b"".join([s.body for s in small]), header, kind.types, kind.required)
+        frame, lines = _parse_bodies([s.body for s in small], header, kind)
         doubtful = set(range(len(small)))
         kept: list[pl.DataFrame] = []
-        if frame is not None and frame.height == sum(lines):
+        if frame is not None:
             ordinals = pl.Series(batches.FILE, np.repeat(np.arange(len(small), dtype=np.int32), lines))
             done = kind.finish(frame.with_columns(ordinals), self._context)
             ordered = batches.order(self._with_key(done.frame, kind, [s.file for s in small]), kind.table)
@@ -296,7 +321,9 @@ class _Scan:
             kept.append(self._order_careful(file, kind, rows, i))
         self._store(kind, [s.file for s in small], kept)
 
-    def _read_body(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int) -> None:
+    def _read_body(
+        self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: _Source
+    ) -> None:
         """Read the rows of one file in batches, each a part of its own."""
         kind = supercloud.KINDS[file.kind]
         self.staging.close_parts()
@@ -304,6 +331,10 @@ class _Scan:
         held = 0
         state = _State(slurm_log.empty_seen(), self._context)
         for chunk in chunks:
+            if source.problem and not chunk.endswith(b"\n"):
+                chunk = self._reject_cut_line(file, kind, chunk, line)  # noqa: PLW2901
+                if not chunk:
+                    continue
             frames.append(self._typed(file, kind, header, chunk, line, state))
             held += len(chunk)
             line += chunk.count(b"\n")
@@ -313,10 +344,17 @@ class _Scan:
         if frames:
             self._store_batch(file, kind, frames)
 
+    def _reject_cut_line(self, file: ScanFile, kind: supercloud.FileKind, chunk: bytes, line: int) -> bytes:
+        """Return the chunk without its last line, which was cut short and goes to quarantine."""
+        end = chunk.rfind(b"\n") + 1
+        raw = chunk[end:].decode("utf-8", "backslashreplace")
+        self.staging.reject([(file.name, line + chunk.count(b"\n"), 1, kind.table, "truncated", "", raw)])
+        return chunk[:end]
+
     def _typed(
         self, file: ScanFile, kind: supercloud.FileKind, header: Header, chunk: bytes, line: int, state: _State
     ) -> pl.DataFrame:
-        frame = delimited.parse_clean(chunk, header, kind.types, kind.required)
+        frame, _ = _parse_bodies([chunk], header, kind)
         if frame is not None:
             state.learn(frame)
             done = kind.finish(frame, state.context)
@@ -367,8 +405,8 @@ class _Scan:
         return numbered
 
     def _store_batch(self, file: ScanFile, kind: supercloud.FileKind, frames: list[pl.DataFrame]) -> None:
-        frame = pl.concat(frames, how="diagonal_relaxed").with_columns(pl.lit(0, pl.Int32).alias(batches.FILE))
-        self._store(kind, [file], [self._order_careful(file, kind, frame, 0)])
+        """Store the pieces of one batch as a part, and empty the list, so that sorting has their room."""
+        self._store(kind, [file], [self._order_careful(file, kind, _join(kind, frames), 0)])
         self.staging.close_parts()
 
     def _order_careful(self, file: ScanFile, kind: supercloud.FileKind, rows: pl.DataFrame, i: int) -> pl.DataFrame:
@@ -447,10 +485,12 @@ class _Share:
         self._header_bytes = header_bytes
         self.hash = BlockHash()
         self.lines = 0
+        self._left = 0
+        self._open_line = False
 
     def chunks(self) -> Iterator[bytes]:
         """Yield pieces that end with a line, as `delimited.iter_chunks`."""
-        for chunk in delimited.iter_chunks(self, CHUNK_BYTES, self._first()):
+        for chunk in delimited.iter_chunks(self, PIECE_BYTES, self._first()):
             self.lines += chunk.count(b"\n")
             yield chunk
 
@@ -458,13 +498,13 @@ class _Share:
         """Return the first bytes of the first own line (the header, or the end of the line before, dropped)."""
         self._left = (self._file.stop or 0) - self._file.start
         if self._file.start == 0:
-            data = self.read(max(CHUNK_BYTES, self._header_bytes))
+            data = self.read(max(PIECE_BYTES, self._header_bytes))
             self.lines += data[: self._header_bytes].count(b"\n")
             return data[self._header_bytes :]
         before = self._source.read(1)
-        data = self.read(CHUNK_BYTES)
+        data = self.read(PIECE_BYTES)
         while before != b"\n" and data and b"\n" not in data:
-            data = self.read(CHUNK_BYTES)
+            data = self.read(PIECE_BYTES)
         return data if before == b"\n" else data[data.find(b"\n") + 1 :] if b"\n" in data else b""
 
     def read(self, size: int = -1, /) -> bytes:
@@ -483,6 +523,32 @@ class _Share:
         return data[:end] if end else data
 
 
+def _join(kind: supercloud.FileKind, frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return the frames as one, and empty the list."""
+    frame = pl.concat(frames, how="diagonal_relaxed", rechunk=False).with_columns(
+        pl.lit(0, pl.Int32).alias(batches.FILE)
+    )
+    frames.clear()
+    if kind.table == "gpu_samples" and "node" in frame.columns:
+        names = frame["node"].unique().cast(pl.String).sort()
+        frame = frame.with_columns(pl.col("node").cast(pl.Enum(names)))
+    return frame
+
+
+def _parse_bodies(
+    bodies: Sequence[bytes | memoryview], header: Header, kind: supercloud.FileKind
+) -> tuple[pl.DataFrame | None, list[int]]:
+    """Return the typed rows of clean texts and the number of rows of each; None where any of them is doubtful."""
+    if kind.table == "gpu_samples" and (found := quick.parse(bodies, header, kind.types)) is not None:
+        return found
+    rows = [int(np.count_nonzero(np.frombuffer(body, np.uint8) == _NEWLINE)) for body in bodies]
+    text = bytes(bodies[0]) if len(bodies) == 1 else b"".join(bodies)
+    frame = delimited.parse_clean(text, header, kind.types, kind.required)
+    if frame is None or (frame.height != sum(rows) and len(bodies) > 1):
+        return None, rows
+    return frame, rows
+
+
 def _record(file: ScanFile, header: Header, source: _Source) -> FileRecord:
     status = "replaced" if file.known else "new"
     checksum = join_blocks(source.hash.blocks())
@@ -499,10 +565,8 @@ def _pieces(body: bytes, size: int) -> Iterator[bytes]:
 
 
 def _count_rows(body: bytes, source: _Source) -> int:
-    rows = sum(1 for line in body.split(b"\n") if line.strip())
-    while data := source.read(CHUNK_BYTES):
-        rows += data.count(b"\n")
-    return rows
+    chunks = delimited.iter_chunks(source, CHUNK_BYTES, body)
+    return sum(1 for chunk in chunks for line in chunk.split(b"\n") if line.strip())
 
 
 def _render(row: dict[str, object]) -> str:

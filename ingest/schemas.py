@@ -17,8 +17,9 @@ TIME = pl.Datetime("us", "UTC")
 class TableSchema:
     """One table: column name to polars type in order, its key without ``cluster``, and what the columns mean.
 
-    ``delta`` names the columns that are stored as DELTA_BINARY_PACKED; all others use a dictionary. Both were chosen by
-    measurement (BENCHMARKS.md) among the encodings that all five readers understand. ``never_null`` columns are stored as
+    ``delta`` names the columns that are stored as DELTA_BINARY_PACKED, ``plain`` those without a dictionary (they seldom
+    change, so compression does as well, in less time); all others use a dictionary. Chosen by measurement (BENCHMARKS.md)
+    among the encodings that all five readers understand. ``never_null`` columns are stored as
     required ones.
     """
 
@@ -27,6 +28,7 @@ class TableSchema:
     columns: dict[str, pl.DataType]
     doc: str
     delta: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
     never_null: tuple[str, ...] = ()
 
     def empty(self) -> pl.DataFrame:
@@ -73,6 +75,7 @@ GPU_SAMPLES = TableSchema(
         throttle=pl.Int64,
     ),
     delta=("time",),
+    plain=("job_id", "gpu_index", "memory_free_mib", "memory_used_mib", "gpu_temp_c", "pcie_link_width"),
     never_null=("node", "gpu_index", "time"),
 )
 

@@ -18,8 +18,8 @@ from ingest.rollup import (
     PIECE_SCHEMA,
     SERIES_KEY,
     IntArray,
-    join_minutes,
     Summary,
+    join_minutes,
     minutes_frame,
     pieces_frame,
     series_starts,
@@ -85,7 +85,7 @@ class Staging:
         self.rows_quarantined: Counter[str] = Counter()
 
     def store(self, table: str, frame: pl.DataFrame, inputs: Sequence[str], *, extended: bool = False) -> None:
-        """Write a batch in key order to the table's open part; ``frame['file']`` says which of ``inputs`` a row is of."""
+        """Write a batch in key order to the table's open part; ``frame["file"]`` counts in ``inputs``."""
         if not frame.height:
             return
         is_gpu = table == "gpu_samples"
@@ -105,8 +105,8 @@ class Staging:
         if is_gpu:
             self._batches.append(_GpuBatch(index, summarise(frame, starts), extended))
         else:
-            table_of = pl.lit(table).alias("table")
-            self._pieces.append(pl.concat([index, _plain_pieces(frame, starts)], how="horizontal").with_columns(table_of))
+            pieces = pl.concat([index, _plain_pieces(frame, starts)], how="horizontal")
+            self._pieces.append(pieces.with_columns(pl.lit(table).alias("table")))
         self._count_nulls(frame, inputs)
 
     def _count_nulls(self, frame: pl.DataFrame, inputs: Sequence[str]) -> None:
@@ -149,6 +149,7 @@ class Staging:
     def mark(self) -> Mark:
         """Return where the output stands now, with no part open."""
         self.close_parts()
+        self._flush_rejected()
         return Mark(len(self._parts), len(self._pieces), len(self._batches))
 
     def rollback(self, mark: Mark, name: str) -> None:
@@ -162,7 +163,7 @@ class Staging:
             del counter[name]
         for counts in (self.counts, self.null_cells):
             for key in [key for key in counts if key[0] == name]:
-                del counts[key]  # type: ignore[arg-type]
+                del counts[key]
 
     def finish(self) -> tuple[tuple[Part, ...], str]:
         """Write what is left; return the parts and the path of the pieces ('' where there are none)."""

@@ -5,6 +5,13 @@ from __future__ import annotations
 from ingest.records import CommitResult, CommitSpec, IngestPlan, PlanSpec, ScanResult, ScanSpec
 
 
+def warm(worker: int) -> int:
+    """Import what a scan needs, while the plan is being made elsewhere."""
+    import ingest.scan  # noqa: F401
+
+    return worker
+
+
 def plan(spec: PlanSpec) -> IngestPlan:
     """Return what is to be done for an archive."""
     from ingest.plan import plan_ingest

@@ -5,55 +5,42 @@ Nothing here follows a link, leaves the archive's root, or inflates a member wit
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Final, Protocol
-
-import zstandard
+from typing import IO, Any, Final, Self, cast
 
 from ingest.errors import SourceError
+from ingest.sources.inflate import ByteStream, InflatedStream, TooLargeError, TruncatedError
 
 DEFAULT_MAX_MEMBER_BYTES: Final = 256 * 1024**3
 """A member may inflate to this much (the largest public file has 42 GB)."""
 
-MAX_INFLATION: Final = 500
-"""A compressed file may not grow by more than this factor once it is past `INFLATION_FREE_BYTES`."""
-
-INFLATION_FREE_BYTES: Final = 64 * 1024**2
-
 _TAR_SUFFIXES = {".tar": "", ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
 _FILE_CODECS = {".gz": "gzip", ".zst": "zstd"}
-_TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError)
+_TAR_ERRORS = (tarfile.TarError, TruncatedError, TooLargeError, EOFError, ValueError, OverflowError)
+"""What tarfile raises for a damaged archive; ValueError and OverflowError for numbers that are none, or too great."""
 
-
-class ByteStream(Protocol):
-    """Anything with ``read(n)``."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-class TruncatedError(SourceError):
-    """A compressed stream ended before its end mark, or is damaged from there on."""
-
-
-class TooLargeError(SourceError):
-    """A member inflates past the limit."""
+_NAMING_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MAX_NAME_BYTES = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """One file of an archive: its name below the root, and where its bytes are.
 
-    ``offset`` is None for a file of its own; a number is where it starts in an uncompressed tar; -1 means that it can only
-    be met by streaming through the archive. ``size`` is the stored size in bytes, -1 where unknown. ``archive_name`` is the
-    name with the folders above the root, where it differs.
+    ``offset`` is None for a file of its own; a number is where it starts in an uncompressed tar; -1 means that it can
+    only be met by streaming through the archive. ``size`` is the stored size in bytes, -1 where unknown.
+    ``archive_name`` is the name with the folders above the root, where it differs.
     """
 
     name: str
@@ -119,10 +106,31 @@ def list_members(source: str, *, anonymous: bool = False, max_member_bytes: int 
         listing = _list_url(source, anonymous)
     else:
         listing = _list_path(Path(source))
-    large = [m for m in listing.members if m.size > max_member_bytes]
-    refused = [(m.name, "too_large", f"{m.size} bytes, the limit is {max_member_bytes}") for m in large]
-    kept = tuple(m for m in listing.members if m.size <= max_member_bytes)
-    return Listing(kept, (*listing.refused, *refused))
+    return _without_odd(listing, max_member_bytes)
+
+
+def _without_odd(listing: Listing, max_member_bytes: int) -> Listing:
+    """Return the listing with members of impossible names or sizes refused."""
+    refused = [(shown_name(name), reason, detail) for name, reason, detail in listing.refused]
+    kept = []
+    for member in listing.members:
+        if shown_name(member.name) != member.name:
+            refused.append((shown_name(member.name), "bad_file_name", "control characters, or no UTF-8"))
+        elif member.size > max_member_bytes:
+            refused.append((member.name, "too_large", f"{member.size} bytes, the limit is {max_member_bytes}"))
+        else:
+            kept.append(member)
+    return Listing(tuple(kept), tuple(refused))
+
+
+def shown_name(name: str) -> str:
+    """Return a file's name as it can be stored: control characters, and bytes that are not UTF-8, escaped.
+
+    >>> shown_name("gpu/5-n.csv"), shown_name("a\\nb"), shown_name("a\\udcff")
+    ('gpu/5-n.csv', 'a\\\\x0ab', 'a\\\\xff')
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else "".join(f"\\x{byte:02x}" for byte in c.encode()) for c in text)
 
 
 def _list_path(path: Path) -> Listing:
@@ -131,10 +139,15 @@ def _list_path(path: Path) -> Listing:
     if not path.is_dir():
         raise SourceError(f"{path}: no such file or folder; give a folder, a .tar, .tar.gz, .tar.zst or a URL")
     members, refused = [], []
-    for folder, subfolders, files in os.walk(path):
+
+    def refuse(error: OSError) -> None:
+        below = Path(error.filename or path).relative_to(path).as_posix()
+        refused.append((below, "unreadable", error.strerror or type(error).__name__))
+
+    for folder, subfolders, files in os.walk(path, onerror=refuse):
         subfolders.sort()
-        for link in [name for name in subfolders if os.path.islink(os.path.join(folder, name))]:  # noqa: PTH114, PTH118
-            refused.append(((Path(folder) / link).relative_to(path).as_posix(), "unsafe_member", "a link"))
+        links = [Path(folder) / name for name in subfolders if (Path(folder) / name).is_symlink()]
+        refused += [(link.relative_to(path).as_posix(), "unsafe_member", "a link") for link in links]
         for name in sorted(files):
             file = Path(folder) / name
             relative = file.relative_to(path).as_posix()
@@ -171,25 +184,23 @@ def _list_url(source: str, anonymous: bool) -> Listing:
 def _list_tar(source: str, codec: str, anonymous: bool, max_member_bytes: int) -> Listing:
     members: dict[str, Member] = {}
     refused: list[tuple[str, str, str]] = []
-    try:
-        with open_location(source, anonymous) as file, _open_tar(file, codec) as tar:
-            try:
-                for info in tar:
-                    problem = _member_problem(info)
-                    name = PurePosixPath(info.name).as_posix()
-                    if problem:
-                        refused.append((info.name, "unsafe_member", problem))
-                    elif info.isreg() and name in members:
-                        refused.append((name, "repeated_member", "the archive's first one is taken"))
-                    elif info.isreg():
-                        members[name] = Member(name, source, info.size, -1 if codec else info.offset_data)
-                    if codec and info.size > max_member_bytes:
-                        refused.append((name, "too_large", "the archive is read up to here only"))
-                        break
-            except (*_TAR_ERRORS, TruncatedError) as error:
-                refused.append((PurePosixPath(source).name, "truncated", str(error) or type(error).__name__))
-    except (*_TAR_ERRORS, TruncatedError) as error:
-        raise SourceError(f"{source}: cannot be read as a tar archive ({error})") from error
+    with open_location(source, anonymous) as file:
+        tar = _TarReader(file, codec, source)
+        while (info := tar.next()) is not None:
+            problem = _member_problem(info)
+            name = PurePosixPath(info.name).as_posix()
+            if problem:
+                refused.append((info.name, "unsafe_member", problem))
+            elif info.isreg() and name in members:
+                refused.append((name, "repeated_member", "the archive's first one is taken"))
+            elif info.isreg():
+                members[name] = Member(name, source, info.size, -1 if codec else info.offset_data)
+            if codec and info.size > max_member_bytes:
+                refused.append((name, "too_large", "the archive is read up to here only"))
+                break
+        if tar.problem is not None:
+            reason = "too_large" if isinstance(tar.problem, TooLargeError) else "truncated"
+            refused.append((PurePosixPath(source).name, reason, str(tar.problem)))
     return Listing(tuple(members.values()), tuple(refused))
 
 
@@ -219,44 +230,106 @@ def open_location(location: str, anonymous: bool = False) -> Iterator[IO[bytes]]
             yield file
 
 
-def _open_tar(file: IO[bytes], codec: str) -> tarfile.TarFile:
-    if not codec:
-        return tarfile.open(fileobj=file, mode="r:")
-    return tarfile.open(fileobj=_Guarded(file, codec), mode="r|")  # type: ignore[call-overload, no-any-return]
+class _Header(tarfile.TarInfo):
+    """A tar header that tells a damaged archive from one that has ended, and that does not ask for much memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end mark ({error})") from error
+        if header.size < 0 or (header.type in _NAMING_TYPES and header.size > _MAX_NAME_BYTES):
+            raise tarfile.ReadError("a header of an impossible size")
+        return header
 
 
-class _Guarded(io.RawIOBase):
-    """A decompressing stream that refuses to inflate without end, and says where a damaged stream stops."""
+class _TarReader:
+    """The members of a tar, one after another; where it is damaged it ends, and ``problem`` tells."""
 
-    def __init__(self, file: IO[bytes], codec: str, max_bytes: int | None = None) -> None:
-        self._file = file
-        self._stream: Any = gzip.GzipFile(fileobj=file) if codec == "gzip" else _zstd_reader(file)
-        self._max_bytes = max_bytes
-        self.produced = 0
+    def __init__(self, file: IO[bytes], codec: str, source: str) -> None:
+        self.problem: Exception | None = None
+        self._stream = InflatedStream(file, codec) if codec else None
+        self._end = 0
+        self._length = 0 if codec else file.seek(0, os.SEEK_END)
+        try:
+            self._tar = self._open(file)
+        except _TAR_ERRORS as error:
+            problem = self._stream.problem if self._stream is not None else None
+            raise SourceError(f"{source}: cannot be read as a tar archive ({problem or error})") from error
 
-    def readable(self) -> bool:
-        return True
+    def _open(self, file: IO[bytes]) -> tarfile.TarFile:
+        if self._stream is None:
+            file.seek(0)
+            return tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)
+        stream: Any = _Quiet(self._stream)
+        return tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header)
+
+    def next(self) -> tarfile.TarInfo | None:
+        """Return the next member, None at the end."""
+        try:
+            if self._end > self._length:
+                raise TruncatedError("the file ends inside a member")
+            info = self._tar.next()
+        except _TAR_ERRORS as error:
+            self.problem = (self._stream.problem if self._stream is not None else None) or error
+            return None
+        self._tar.members = []  # type: ignore[attr-defined]
+        if info is not None and self._stream is None:
+            self._end = info.offset_data + (info.size if info.isreg() else 0)
+        elif info is None and self._stream is not None:
+            self._drain(self._stream)
+        return info
+
+    def _drain(self, stream: InflatedStream) -> None:
+        """Read what follows the end mark, at whose end a checksum may be."""
+        try:
+            while stream.read(1024**2):
+                pass
+        except SourceError as error:
+            self.problem = error
+
+    def open(self, info: tarfile.TarInfo) -> ByteStream:
+        """Return the bytes of the member that was given last."""
+        return _Streamed(cast("IO[bytes]", self._tar.fileobj), info.size, self._stream)
+
+
+class _Quiet:
+    """An inflating stream that ends where it is damaged, since tarfile would lose what it has read so far."""
+
+    def __init__(self, stream: InflatedStream) -> None:
+        self._stream = stream
 
     def read(self, size: int = -1, /) -> bytes:
+        return b"" if self._stream.problem is not None else self._read(size)
+
+    def _read(self, size: int) -> bytes:
         try:
-            data: bytes = self._stream.read(size)
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-            raise TruncatedError(str(error)) from error
-        self.produced += len(data)
-        if self._max_bytes is not None and self.produced > self._max_bytes:
-            raise TooLargeError(f"inflates past {self._max_bytes} bytes")
-        if self.produced > INFLATION_FREE_BYTES:
-            consumed = max(self._file.tell(), 1)
-            if self.produced / consumed > MAX_INFLATION:
-                raise TooLargeError(f"{consumed} bytes inflate to {self.produced}, over {MAX_INFLATION} times")
+            return self._stream.read(size)
+        except SourceError:
+            return b""
+
+
+class _Streamed:
+    """A member of a tar that is met while streaming."""
+
+    def __init__(self, file: IO[bytes], size: int, stream: InflatedStream | None) -> None:
+        self._file = file
+        self._left = size
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        if not data and self._left and size:
+            problem = self._stream.problem if self._stream is not None else None
+            raise problem or TruncatedError("the archive ends inside the member")
         return data
 
 
-def _zstd_reader(file: IO[bytes]) -> Any:
-    return zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(file, read_across_frames=True)
-
-
-class _Slice(io.RawIOBase):
+class _Slice:
     """The bytes ``[offset, offset + size)`` of an open file."""
 
     def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
@@ -264,16 +337,12 @@ class _Slice(io.RawIOBase):
         self._file = file
         self._left = size
 
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._file.tell()
-
     def read(self, size: int = -1, /) -> bytes:
         wanted = self._left if size < 0 else min(size, self._left)
         data = self._file.read(wanted) if wanted else b""
         self._left -= len(data)
+        if wanted and not data:
+            raise TruncatedError("the archive ends inside the member")
         return data
 
 
@@ -291,12 +360,12 @@ def open_member(
         While reading.
     """
     with open_location(member.location, anonymous) as file:
-        stored: Any = file
+        stored: ByteStream = file
         if member.offset is not None:
             stored = _Slice(file, member.offset + start, member.size - start)
         elif start:
             file.seek(start)
-        yield _Guarded(stored, member.codec, max_member_bytes) if member.codec else stored
+        yield InflatedStream(stored, member.codec, max_member_bytes) if member.codec else stored
 
 
 def stream_members(
@@ -307,37 +376,12 @@ def stream_members(
     A stream must be read before the next member is asked for.
     """
     codec = tar_codec(location) or ""
-    by_name = {member.archive_name or member.name: member for member in wanted}
-    with open_location(location, anonymous) as file, _open_tar(file, codec) as tar:
-        left = set(by_name)
-        while left:
-            try:
-                info = tar.next()
-            except (*_TAR_ERRORS, TruncatedError):
-                return
-            if info is None:
-                return
+    left = {member.archive_name or member.name: member for member in wanted}
+    with open_location(location, anonymous) as file:
+        tar = _TarReader(file, codec, location)
+        while left and (info := tar.next()) is not None:
             name = PurePosixPath(info.name).as_posix()
             if name in left and info.isreg() and not _member_problem(info):
-                left.discard(name)
-                inner: Any = tar.extractfile(info)
-                member = by_name[name]
-                yield member, (_Guarded(inner, member.codec, max_member_bytes) if member.codec else _Tarred(inner))
-
-
-class _Tarred(io.RawIOBase):
-    """A member met while streaming; the archive's own end inside it is a truncation."""
-
-    def __init__(self, inner: IO[bytes]) -> None:
-        self._inner = inner
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        try:
-            return self._inner.read(size)
-        except TruncatedError:
-            raise
-        except _TAR_ERRORS as error:
-            raise TruncatedError(str(error) or type(error).__name__) from error
+                member = left.pop(name)
+                stored = tar.open(info)
+                yield member, (InflatedStream(stored, member.codec, max_member_bytes) if member.codec else stored)

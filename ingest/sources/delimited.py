@@ -7,18 +7,21 @@ up on the least doubt. `parse_careful` then looks at every line and cell of that
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from ingest.quality import LIMITS, NULL_TOKENS, SENTINELS
-from ingest.sources.archive import ByteStream
+from ingest.sources.inflate import ByteStream
 
 csv.field_size_limit(2**31 - 1)  # a node list of thousands of names is one field
 
 BOM = b"\xef\xbb\xbf"
 _FLOAT_TYPES = (pl.Float32(), pl.Float64())
+_LEAST_SENTINEL = 2.0**31 - 1
+_QUOTED_LINES = re.compile(rb'(?:(?:"[^"\n\r]*+"|[^",\n]*+)(?:,|\r?\n|\Z))*+')
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def split_header(data: bytes) -> tuple[list[str], int]:
     end = data.find(b"\n")
     stop = len(data) if end < 0 else end + 1
     line = data[:stop].removeprefix(BOM).decode("utf-8", "backslashreplace").rstrip("\r\n")
-    names = [name.strip() for name in next(csv.reader([line]), [])]
+    names = [name.strip() for name in _split_fields([line])[0]] if line else []
     return ([] if names == [""] and stop == len(data) else names), stop
 
 
@@ -122,6 +125,8 @@ def parse_clean(
     wanted = [i for i, column in enumerate(header.columns) if column is not None]
     if header.width < 2 or not wanted:  # one field: a blank line and a blank cell cannot be told apart
         return None
+    if not _is_plain(body):
+        return None
     last = header.width - 1
     keep = wanted if last in wanted else [*wanted, last]
     try:
@@ -132,10 +137,34 @@ def parse_clean(
     if frame[tail].null_count() and (b'"' in body or body.count(b",") != frame.height * last):
         return None
     frame = frame.drop([name for name in frame.columns if name.startswith("_")])
-    frame = _nan_to_null(frame)
+    frame = _nan_to_null(frame).with_columns(pl.col(pl.String).pipe(_text))
     if any(frame[name].null_count() for name in required if name in frame.columns):
         return None
-    return frame if _within_limits(frame) else None
+    return frame if _within_limits(frame) and not has_sentinel(frame) else None
+
+
+def _is_plain(body: bytes) -> bool:
+    """Return whether a text is UTF-8 and its quotes, if any, enclose whole fields of one line."""
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+    return b'"' not in body or _QUOTED_LINES.fullmatch(body) is not None
+
+
+def _text(cells: pl.Expr) -> pl.Expr:
+    """Return an expression: texts without the blanks around them, null where they say that they are missing."""
+    stripped = cells.str.strip_chars()
+    return pl.when(~stripped.is_in(NULL_TOKENS)).then(stripped)
+
+
+def has_sentinel(frame: pl.DataFrame) -> bool:
+    """Return whether a limited column holds a 'no value' number that lies within its limits."""
+    high = [name for name in frame.columns if LIMITS.get(name, (0.0, 0.0))[1] >= _LEAST_SENTINEL]
+    if not high:
+        return False
+    return any(frame.select(pl.col(high).cast(pl.Float64).is_in(SENTINELS).any()).row(0))
 
 
 def _nan_to_null(frame: pl.DataFrame) -> pl.DataFrame:
@@ -226,7 +255,14 @@ def _split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], li
 def _split_fields(lines: list[str]) -> list[list[str]]:
     if not any('"' in line for line in lines):
         return [line.split(",") for line in lines]
-    return [next(csv.reader([line])) if '"' in line else line.split(",") for line in lines]
+    return [_split_quoted(line) if '"' in line else line.split(",") for line in lines]
+
+
+def _split_quoted(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error:  # a carriage return in the midst of it
+        return line.split(",")
 
 
 def _type_cells(
@@ -237,12 +273,12 @@ def _type_cells(
     reason = pl.Series("reason", [None] * text.height, dtype=pl.String)
     detail = pl.Series("detail", [None] * text.height, dtype=pl.String)
     typed: dict[str, pl.Series] = {}
-    sentinels: dict[str, int] = {}
+    lost: dict[str, pl.Series] = {}
     for name in names:
         cells = text[name].str.strip_chars()
-        values, faults, lost = _type_column(cells, name, types[name], name in exact)
-        if lost:
-            sentinels[name] = lost
+        values, faults, sentinel = _type_column(cells, name, types[name], name in exact)
+        if sentinel is not None and sentinel.any():
+            lost[name] = sentinel
         if name in required:
             faults.append(("missing_key", values.is_null()))
         for code, mask in faults:
@@ -254,22 +290,23 @@ def _type_cells(
         typed[name] = values
     frame = pl.DataFrame(typed).with_columns(text["line"], text["raw"])
     bad = reason.is_not_null()
+    sentinels = {name: int((mask & ~bad).sum()) for name, mask in lost.items() if (mask & ~bad).any()}
     rows = pl.DataFrame({"line": text["line"], "reason": reason, "detail": detail, "raw": text["raw"]}).filter(bad)
     return frame.filter(~bad), [tuple(row) for row in rows.iter_rows()], sentinels
 
 
 def _type_column(
     cells: pl.Series, name: str, dtype: pl.DataType, exact: bool
-) -> tuple[pl.Series, list[tuple[str, pl.Series]], int]:
-    """Return one column's values, the faults found as (reason, mask), and the number of sentinels made null."""
+) -> tuple[pl.Series, list[tuple[str, pl.Series]], pl.Series | None]:
+    """Return one column's values, the faults found as (reason, mask), and where sentinels were made null."""
     blank = cells.is_in(list(NULL_TOKENS))
     if dtype == pl.String():
-        return pl.select(pl.when(blank).then(None).otherwise(cells)).to_series(), [], 0
+        return pl.select(_text(pl.lit(cells))).to_series(), [], None
     if dtype == pl.Boolean():
         folded = cells.str.to_lowercase()
         known = folded.is_in(["true", "false", "1", "0"])
         values = pl.select(pl.when(known).then(folded.is_in(["true", "1"]))).to_series()
-        return values, [("wrong_type", ~known & ~blank)], 0
+        return values, [("wrong_type", ~known & ~blank)], None
     present = pl.select(pl.when(~blank).then(cells)).to_series()
     number = present.cast(pl.Float64, strict=False)
     whole = present.cast(pl.UInt64 if dtype == pl.UInt64() else pl.Int64, strict=False)
@@ -279,9 +316,8 @@ def _type_column(
         low, high = LIMITS.get(name, (-(2.0**63), 2.0**63))
         outside = (whole.cast(pl.Float64) < low) | (whole.cast(pl.Float64) > high)
         faults = [("id_not_exact", inexact), ("wrong_type", wrong), ("out_of_range", outside.fill_null(False))]
-        return whole.cast(dtype, strict=False), faults, 0
+        return whole.cast(dtype, strict=False), faults, None
     sentinel = (number.is_in(list(SENTINELS)) if name in LIMITS else number.is_null() & False).fill_null(False)
-    lost = int(sentinel.sum())
     number = pl.select(pl.when(~sentinel).then(number)).to_series().fill_nan(None)
     wrong = number.is_null() & present.is_not_null() & ~sentinel & ~present.str.to_lowercase().is_in(["nan", "-nan"])
     low, high = LIMITS.get(name, (-float("inf"), float("inf")))
@@ -296,4 +332,4 @@ def _type_column(
         values = pl.select(pl.coalesce(rounded, from_float)).to_series().cast(dtype, strict=False)
         overflow = values.is_null() & number.is_not_null()
         faults.append(("out_of_range", overflow))
-    return values, faults, lost
+    return values, faults, sentinel

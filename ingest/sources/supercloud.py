@@ -195,15 +195,20 @@ def epoch_to_time(column: str = "time_epoch_s") -> pl.Expr:
     return (pl.col(column) * US_PER_S).round().cast(pl.Int64).cast(TIME).alias("time")
 
 
+def _time_columns(frame: pl.DataFrame) -> list[pl.Expr]:
+    """Return the expression of ``time`` where the parser left epoch seconds."""
+    return [epoch_to_time()] if "time_epoch_s" in frame.columns else []
+
+
 def _finish_gpu(frame: pl.DataFrame, context: Context) -> Finished:
-    columns = [epoch_to_time()]
+    columns = _time_columns(frame)
     if "energy_counter_mj" in frame.columns:
         columns.append((pl.col("energy_counter_mj") / MJ_PER_J).alias("energy_counter_j"))
     return Finished(frame.with_columns(columns).drop("time_epoch_s", "energy_counter_mj", strict=False))
 
 
 def _finish_cpu(frame: pl.DataFrame, context: Context) -> Finished:
-    return Finished(frame.with_columns(epoch_to_time()).drop("time_epoch_s"))
+    return Finished(frame.with_columns(_time_columns(frame)).drop("time_epoch_s", strict=False))
 
 
 def _finish_plain(frame: pl.DataFrame, context: Context) -> Finished:
@@ -225,7 +230,7 @@ def _finish_dcgm(frame: pl.DataFrame, context: Context) -> Finished:
 def _finish_node(frame: pl.DataFrame, context: Context) -> Finished:
     counts: dict[tuple[int | None, str, str], int] = {}
     factor = {"gib": KIB_PER_GIB, "kib": 1}.get(context.mem_unit)
-    columns = [epoch_to_time()]
+    columns = _time_columns(frame)
     if "mem_free_raw" in frame.columns:
         free = pl.col("mem_free_raw") * factor if factor else pl.lit(None, dtype=pl.Float64)
         columns.append(free.round().cast(pl.Int64).alias("mem_free_kib"))

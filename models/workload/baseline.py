@@ -42,13 +42,15 @@ class CrossValidation:
 
     ``predictions`` has one row for each scored job: job_id, label, predicted, probability (the mean over its windows
     of the probability of ``predicted``), windows, fold. ``recall`` has one row for each class: label, jobs, correct,
-    recall. ``few`` are the classes with fewer jobs than folds, absent from some tests; ``left_out`` those of a single
+    recall. ``others`` has the class that a model of all labelled jobs gives to each job without a label (columns of
+    ``predictions`` without label and fold): nobody can say whether it is right. ``few`` are the classes with fewer jobs than folds, absent from some tests; ``left_out`` those of a single
     job, which could not be both learned and tested and count nowhere; ``jobs_without_label`` were not used either.
     """
 
     score: Score
     recall: pl.DataFrame
     predictions: pl.DataFrame
+    others: pl.DataFrame
     folds: int
     few: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -114,6 +116,12 @@ def cross_validate(
         },
         orient="row",
     )
+    unknown = [row for row, label in enumerate(labels) if label is None]
+    others = predictions.drop("label", "fold").clear()
+    if unknown:
+        codes = np.array([classes.index(label) for label in used_labels])
+        chances = _fit_predict(used, codes, used_jobs, features[unknown], n_classes=len(classes), seed=seed)
+        others = _vote(job_ids[unknown], chances, classes)
     recall = (
         predictions.group_by("label")
         .agg(jobs=pl.len().cast(pl.Int64), correct=(pl.col("predicted") == pl.col("label")).sum().cast(pl.Int64))
@@ -124,11 +132,23 @@ def cross_validate(
         score=score(predictions["label"].to_list(), predictions["predicted"].to_list(), np.random.default_rng(seed)),
         recall=recall,
         predictions=predictions,
+        others=others,
         folds=folds,
         few=tuple(label for label in classes if n_jobs[label] < folds),
         left_out=left_out,
         jobs_without_label=len(set(job_ids.tolist()) - set(label_of_job)),
     )
+
+
+def _vote(job_ids: IntArray, chances: FloatArray, classes: Sequence[str]) -> pl.DataFrame:
+    """Return for each job the class of the greatest mean probability over its windows."""
+    rows = []
+    for job_id in np.unique(job_ids).tolist():
+        of_job = chances[job_ids == job_id]
+        mean = of_job.mean(axis=0)
+        rows.append((job_id, classes[int(mean.argmax())], float(mean.max()), len(of_job)))
+    schema = {"job_id": pl.Int64, "predicted": pl.String, "probability": pl.Float64, "windows": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _fit_predict(

@@ -133,7 +133,7 @@ def test_the_page_holds_the_figures_the_classes_and_where_they_come_from(shipped
     assert all(row.label in text for row in shipped.report.classes)
     assert "first bound" in text
     assert "MEASURED" in text
-    assert list((shipped.folder / "out").iterdir()) == [shipped.folder / "out" / "demo.html"]
+    assert sorted(file.name for file in (shipped.folder / "out").iterdir()) == ["demo.html", "demo.jobs.csv"]
 
 
 def test_the_command_prints_the_table_on_standard_output_and_the_steps_beside_it(shipped: Run):
@@ -201,3 +201,12 @@ def test_two_labelled_classes_are_scored_and_a_job_too_short_for_a_window_is_cou
     assert (report.windows, report.series_without_window) == (11, 1)
     assert report.accuracy["accuracy"] == 1.0
     assert {row.label: (row.jobs, row.recall) for row in report.classes} == {"vgg11": (6, 1.0), "pna": (6, 1.0)}
+
+
+def test_every_job_gets_a_class_and_its_watts_in_the_jobs_file(shipped: Run):
+    report = shipped.report
+    jobs = pl.read_csv(report.jobs_file)
+    assert jobs.height == report.jobs
+    assert jobs.select("predicted", "power_mean_w", "energy_j", "above_80pct_tdp").null_count().row(0) == (0, 0, 0, 0)
+    told = jobs.filter(~pl.col("outside"))
+    assert (told["label"] == told["predicted"]).mean() == pytest.approx(report.accuracy["accuracy"])
