@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ingest.rollup import SERIES_KEY, IntArray
+from ingest.rollup import SERIES_KEY, IntArray, whole_numbers
 from ingest.schemas import TABLES
 
 FILE = "file"
@@ -52,7 +52,7 @@ def _count_disorder(frame: pl.DataFrame, key: list[str]) -> dict[int, int]:
 def _order_gpu(frame: pl.DataFrame) -> Ordered:
     """Return the batch sorted by series and time: quick where samples are in order, as they nearly always are."""
     code, per_file = _series_codes(frame)
-    time_us = frame["time"].to_physical().to_numpy()
+    time_us = whole_numbers(frame["time"])
     sort: IntArray | None = None
     if np.any(code[1:] < code[:-1]):
         sort = np.argsort(code, kind="stable")
@@ -78,7 +78,7 @@ def _order_gpu(frame: pl.DataFrame) -> Ordered:
 
 def _series_codes(frame: pl.DataFrame) -> tuple[IntArray, int]:
     """Return a number for each row that orders its file and series, and how many numbers there are for each file."""
-    code = frame[FILE].cast(pl.Int64).to_numpy()
+    code = whole_numbers(frame[FILE])
     per_file = 1
     for name in SERIES_KEY:
         if name not in frame.columns or not frame.height:
@@ -86,7 +86,7 @@ def _series_codes(frame: pl.DataFrame) -> tuple[IntArray, int]:
         column = frame[name]
         if column.dtype == pl.String:
             column = column.cast(pl.Enum(column.unique().sort()))
-        values = column.to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+        values = whole_numbers(column)
         low, high = int(values.min()), int(values.max())
         if low == high:
             continue

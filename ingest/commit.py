@@ -153,6 +153,9 @@ def _counts(spec: CommitSpec, rewritten: Sequence[RewriteResult]) -> Counter[Cou
         null_cells.update(result.null_cells)
     for rewrite in rewritten:
         counts.update(rewrite.counts)
+    for (name, _, reason, _), n in counts.items():
+        if reason == "mem_unit_unknown":  # these cells have a value, though one that cannot be told
+            null_cells[name, "mem_free_kib"] -= n
     counts.update(missing_counts(null_cells, {r.name: r for r in spec.records}))
     return counts
 

@@ -67,6 +67,7 @@ def _oddities(series: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) ->
     if known_jobs.height:
         orphans = seen.join(known_jobs, on="job_id", how="anti")
         frames.append(_rows(orphans, "job_without_record", pl.len().cast(pl.Int64)))
+    if known_jobs.height or seen.height:
         unknown = labels.join(known_jobs, on="job_id", how="anti").join(seen, on="job_id", how="anti")
         frames.append(_rows(unknown, "label_without_job", pl.len().cast(pl.Int64)))
     return pl.concat(frames).sort("job_id", "reason")

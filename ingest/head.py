@@ -144,8 +144,7 @@ def write_head(root: Path, head: Head) -> Head:
         if run is not None:
             shutil.rmtree(commit, ignore_errors=True)
             run.replace(commit)
-        _sync_up(root, [(root / source).parent for source in owned.moves.values()])
-        _sync_up(root, [folder])
+        _sync_up(root, [folder, *((root / source).parent for source in owned.moves.values())])
         if head.generation == 1:
             with contextlib.suppress(PermissionError):  # a folder that is not ours, and may not be read
                 sync_folder(root.parent)
@@ -216,7 +215,7 @@ def _sync_up(root: Path, folders: Iterable[Path]) -> None:
     every = {root}
     for folder in folders:
         every |= {folder, *(above for above in folder.parents if above.is_relative_to(root))}
-    for folder in sorted(every, key=lambda path: len(path.parts), reverse=True):
+    for folder in sorted(every, key=lambda path: (-len(path.parts), path)):
         sync_folder(folder)
 
 

@@ -242,9 +242,9 @@ class Lake:
             self._files.move_to_end(name)
         else:
             try:
-                self._files[name] = pq.ParquetFile(self._head.path(self.root, self._part_of[name]))
+                self._files[name] = _open_part(self._head.path(self.root, self._part_of[name]))
             except FileNotFoundError:  # moved to its final place in this very moment, or gone
-                self._files[name] = pq.ParquetFile(self.root / name)
+                self._files[name] = _open_part(self.root / name)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         file = self._files[name]
@@ -277,13 +277,17 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def _open_part(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
 def _check_part(path: Path, part: LakePart) -> tuple[int, list[str]]:
     """Return the rows of a part, all of them read, and what is wrong with it."""
     schema = TABLES[part.table]
     problems: list[str] = []
     rows = 0
     back = 0
-    with pq.ParquetFile(path) as file:
+    with _open_part(path) as file:
         missing = set(schema.columns) - set(file.schema_arrow.names)
         if missing:
             problems.append(f"columns missing: {', '.join(sorted(missing))}")

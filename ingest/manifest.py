@@ -5,6 +5,7 @@ Parquet files beside ``HEAD.json``, named by it; a new generation writes new one
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Final
@@ -56,9 +57,11 @@ def write_index(root: Path, name: str, frame: pl.DataFrame) -> str:
     """Write inputs or pieces durably under ``name`` and return it; nothing is left of it where that fails."""
     path = root / MANIFEST / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()  # polars itself would not say why it cannot write a file
+    frame.write_parquet(content, compression="zstd")
     try:
         with path.open("wb") as file:
-            frame.write_parquet(file, compression="zstd")
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
     except OSError:

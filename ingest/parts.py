@@ -1,7 +1,7 @@
 """Parquet parts of the lake: written with measured encodings, read by row range.
 
-A part is sorted by its table's key. Row groups hold whole series, at least `ROW_GROUP_ROWS` rows together, so that one
-job is one or few row groups; a series longer than a batch spans several parts.
+A part is sorted by its table's key. A row group holds one long stretch of a series, or several whole short ones, at least
+`ROW_GROUP_ROWS` rows together, so that one job is one or few row groups; a long series spans several parts.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ def arrow_schema(table: TableSchema) -> pa.Schema:
 class PartWriter:
     """Writes one part; use as a context manager, or `discard` it.
 
-    Frames must come in key order. A column that a frame lacks is written as null; an Enum column as text.
+    Frames must come in key order. A column that a frame lacks is written as null; an Enum column as text. With
+    ``stretches``, each stretch of rows becomes a row group of its own, and the table's delta columns are delta-encoded.
     """
 
-    def __init__(self, path: Path, table: TableSchema) -> None:
+    def __init__(self, path: Path, table: TableSchema, *, stretches: bool = False) -> None:
         self.path = path
         self._table = table
         self._rows = 0
         self._pending: list[pl.DataFrame] = []
         self._pending_rows = 0
         self._schema = _writer_schema(table)
-        delta = [name for name in table.delta if name in table.columns]
+        self._stretches = stretches
+        delta = table.delta if stretches else ()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb")
         self._writer = pq.ParquetWriter(
@@ -57,7 +59,7 @@ class PartWriter:
             self._schema,
             compression="zstd",
             compression_level=COMPRESSION_LEVEL,
-            use_dictionary=[name for name in table.columns if name not in (*delta, *table.plain)],
+            use_dictionary=[name for name in table.columns if name not in (*table.delta, *table.plain)],
             column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
             write_statistics=list(table.key),
             write_batch_size=65_536,
@@ -76,7 +78,7 @@ class PartWriter:
             self.discard()
 
     def write(self, frame: pl.DataFrame, starts: Sequence[int] | np.ndarray[Any, Any] | None = None) -> int:
-        """Write rows and return the number of the first of them in the part; ``starts`` are where series begin."""
+        """Write rows and return the number of the first of them in the part; ``starts`` are where stretches begin."""
         first = self._rows
         if not frame.height:
             return first
@@ -84,7 +86,7 @@ class PartWriter:
         edges = [*(int(s) for s in starts), frame.height] if starts is not None else [0, frame.height]
         begin = 0
         for edge in edges[1:]:
-            if self._pending_rows + edge - begin >= ROW_GROUP_ROWS:
+            if self._stretches or self._pending_rows + edge - begin >= ROW_GROUP_ROWS:
                 self._pending.append(frame[begin:edge])
                 self._flush()
                 begin = edge

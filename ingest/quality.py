@@ -1,8 +1,9 @@
 """What is believed of a value, and the stable reason codes under which anything else is counted.
 
-Three ends for a bad value, and no fourth. A value that says it is missing (``N/A``, a blank, a driver's sentinel) becomes
-null and is counted in ``quality``. A value that cannot be true, or a row that cannot be read, goes to ``quarantine`` with
-its raw line. A file that cannot be taken at all is refused under its name. Nothing is dropped without a code.
+Three ends for a bad value, and no fourth. A value that says it is missing (``N/A``, a blank, a driver's sentinel)
+becomes null and is counted in ``quality``. A value that cannot be true, or a row that cannot be read, goes to
+``quarantine`` with its raw line. A file that cannot be taken at all is refused under its name. Nothing is dropped
+without a code.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ CLOCK_JUMP_S: Final = 3600.0
 """A step this long within one series is counted as a clock jump as well as a gap."""
 
 NULL_TOKENS: Final = frozenset(
-    ["", "N/A", "n/a", "NA", "[N/A]", "[Not Supported]", "[Unknown Error]", "nan", "NaN", "NAN", "null", "NULL", "None"]
-    + ["\\N", "-", "Unknown"]
+    (
+        *("", "N/A", "n/a", "NA", "[N/A]", "[Not Supported]", "[Unknown Error]", "nan", "NaN", "NAN"),
+        *("null", "NULL", "None", "\\N", "-", "Unknown"),
+    )
 )
 """What sources write for a value that they do not have (nvidia-smi, Slurm's exports, pandas, MySQL)."""
 
@@ -28,6 +31,7 @@ SENTINELS: Final = frozenset(
 
 LIMITS: Final[dict[str, tuple[float, float]]] = {
     "time_epoch_s": (0.0, 4_102_444_800.0),  # 1970 to 2100; a release with relative times starts at 0
+    **dict.fromkeys(("submit_epoch_s", "eligible_epoch_s", "start_epoch_s", "end_epoch_s"), (0.0, 4_102_444_800.0)),
     "gpu_index": (0, 1023),
     "gpu_util_pct": (0, 100),
     "memory_util_pct": (0, 100),
@@ -39,6 +43,7 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "power_avg_w": (0, 2000),
     "power_limit_w": (0, 5000),
     "energy_counter_mj": (0, 1e16),
+    "energy_counter_j": (0, 1e13),
     "sm_clock_mhz": (0, 10_000),
     "mem_clock_mhz": (0, 50_000),
     "pcie_link_width": (0, 64),
@@ -55,12 +60,12 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "fs_latency_s": (0, 1e6),
     "lustre_rpcs": (0, 1e15),
     "mem_free_raw": (0, 1e13),
+    "mem_free_kib": (0, 1e13),
     "job_id": (0, 2.0**62),
     "energy_j": (0, 1e13),
     "run_s": (0, 1e9),
-    "power_avg": (0, 2000),
-    "power_min": (0, 2000),
-    "power_max": (0, 2000),
+    "power_min_w": (0, 2000),
+    "power_max_w": (0, 2000),
 }
 """Column to the least and greatest value that can be true; a value outside sends its row to quarantine."""
 

@@ -26,6 +26,7 @@ AnyArray = npt.NDArray[Any]
 SERIES_KEY = ("job_id", "node", "gpu_index")
 _MINUTE_US = S_PER_MINUTE * US_PER_S
 _MAX_GAP_US = int(MAX_GAP_S * US_PER_S)
+_MAX_STRETCH_STEP_US = 2**27  # 134 s; two such steps differ by less than the 28 bits that fastparquet reads
 _CLOCK_JUMP_US = int(CLOCK_JUMP_S * US_PER_S)
 
 _POWER_EDGES = ("power_first_w", "power_last_w", "power_first_time", "power_last_time")
@@ -110,14 +111,35 @@ def energy_j(time_us: IntArray, power_w: FloatArray) -> float:
     return float(np.sum(area[step_us <= _MAX_GAP_US])) / US_PER_S
 
 
+def whole_numbers(column: pl.Series) -> IntArray:
+    """Return integers, times (microseconds) or categories (their codes) as int64; null is -1."""
+    if isinstance(column.dtype, pl.Enum | pl.Categorical):
+        column = column.to_physical()
+    column = column.cast(pl.Int64)
+    return (column.fill_null(-1) if column.null_count() else column).to_numpy()
+
+
 def series_starts(frame: pl.DataFrame) -> IntArray:
     """Return the row at which each series of a frame sorted by key starts, shape (n_series,)."""
     if not frame.height:
         return np.empty(0, np.int64)
-    changed = frame.select(pl.any_horizontal([pl.col(name).ne_missing(pl.col(name).shift()) for name in SERIES_KEY]))
-    mask = changed.to_series().fill_null(True).to_numpy().copy()
-    mask[0] = True
-    return np.flatnonzero(mask)
+    new = np.zeros(frame.height, np.bool_)
+    new[0] = True
+    for name in SERIES_KEY:
+        column = frame[name]
+        if column.dtype == pl.String:
+            new |= column.ne_missing(column.shift()).to_numpy()
+        else:
+            codes = whole_numbers(column)
+            new[1:] |= codes[1:] != codes[:-1]
+    return np.flatnonzero(new)
+
+
+def stretch_starts(frame: pl.DataFrame, starts: IntArray) -> IntArray:
+    """Return where stretches start: at each series, and after each step of over `_MAX_STRETCH_STEP_US`."""
+    time_us = whole_numbers(frame["time"])
+    far = np.flatnonzero(time_us[1:] - time_us[:-1] > _MAX_STRETCH_STEP_US) + 1
+    return np.union1d(starts, far) if len(far) else starts
 
 
 def _values(frame: pl.DataFrame, name: str) -> tuple[AnyArray, BoolArray | None]:
@@ -158,7 +180,7 @@ def summarise(frame: pl.DataFrame, starts: IntArray) -> Summary:
     -----
     A minute that is cut by the frame's edge is a part of that minute: `join_minutes` adds the parts up.
     """
-    time_us = frame["time"].to_physical().to_numpy()
+    time_us = whole_numbers(frame["time"])
     minute = time_us // _MINUTE_US
     new = np.empty(len(minute), np.bool_)
     np.not_equal(minute[1:], minute[:-1], out=new[1:])

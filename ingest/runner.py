@@ -9,9 +9,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -154,7 +152,30 @@ class DaskRunner(_Closing):
             self._client: Any = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
         except (OSError, ValueError) as error:
             raise _no_scheduler(address, error) from error
+        try:
+            self._check_versions()
+        except BaseException:
+            self.close()
+            raise
         self.workers = max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
+
+    def _check_versions(self) -> None:
+        """Make sure that scheduler and workers have this jobwatt: without it they would wait for ever, not fail."""
+
+        def installed() -> str | None:  # local, so that it travels whole and needs no jobwatt to be read
+            from importlib import metadata
+
+            try:
+                return metadata.version("jobwatt")
+            except metadata.PackageNotFoundError:
+                return None
+
+        own = _own_version()
+        there = {"the scheduler": self._client.run_on_scheduler(installed), **self._client.run(installed)}
+        for place, found in there.items():
+            if found != own:
+                has = f"jobwatt {found}" if found else "no jobwatt"
+                raise JobwattError(f"{place} of the dask cluster at {self._address} has {has}; install {own} there")
 
     def map(self, task: Callable[[S], R], specs: Sequence[S]) -> Iterator[R]:
         """Yield the results as they come."""
@@ -168,8 +189,8 @@ class DaskRunner(_Closing):
                 yield future.result()
         except KilledWorker as error:
             raise JobwattError(
-                f"every dask worker that took one of the tasks died (out of memory?); give the workers of {self._address} "
-                "more memory, and run it again"
+                f"every dask worker that took one of the tasks died (out of memory?); give the workers of "
+                f"{self._address} more memory, and run it again"
             ) from error
         except (CancelledError, CommClosedError) as error:
             raise JobwattError(
@@ -186,6 +207,12 @@ class DaskRunner(_Closing):
     def close(self) -> None:
         """Close the connection; the cluster stays."""
         self._client.close(timeout=CONNECT_TIMEOUT_S)
+
+
+def _own_version() -> str:
+    from importlib.metadata import version
+
+    return version("jobwatt")
 
 
 def _ask_scheduler(address: str) -> None:
@@ -282,6 +309,9 @@ def make_slurm_cluster(interface: str | None = None, **options: Any) -> Any:
 
 def _test_job(script: str) -> None:
     """Ask Slurm whether it would take such a job: dask-jobqueue itself would wait for a refused one without an end."""
+    import shutil
+    import subprocess
+
     command = shutil.which("sbatch")
     if command is None:
         raise JobwattError("there is no sbatch on this machine; run it where Slurm is, or leave --slurm out")

@@ -318,16 +318,15 @@ class _Scan:
             file = small[i].file
             careful = [part for part, _ in self._careful(file, kind, header, bytes(small[i].body), 2)]
             rows = pl.concat(careful, how="diagonal_relaxed").with_columns(pl.lit(i, pl.Int32).alias(batches.FILE))
-            kept.append(self._order_careful(file, kind, rows, i))
+            kept.append(self._settle_order(file, kind, batches.order(rows, kind.table)))
         self._store(kind, [s.file for s in small], kept)
 
-    def _read_body(
-        self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: _Source
-    ) -> None:
+    def _read_body(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: _Source) -> None:
         """Read the rows of one file in batches, each a part of its own."""
         kind = supercloud.KINDS[file.kind]
         self.staging.close_parts()
         frames: list[pl.DataFrame] = []
+        texts: list[tuple[bytes, int]] = []
         held = 0
         state = _State(slurm_log.empty_seen(), self._context)
         for chunk in chunks:
@@ -336,13 +335,14 @@ class _Scan:
                 if not chunk:
                     continue
             frames.append(self._typed(file, kind, header, chunk, line, state))
+            texts.append((chunk, line))
             held += len(chunk)
             line += chunk.count(b"\n")
             if held >= BATCH_BYTES:
-                self._store_batch(file, kind, frames)
-                frames, held = [], 0
+                self._store_batch(file, kind, header, frames, texts, state.context)
+                frames, texts, held = [], [], 0
         if frames:
-            self._store_batch(file, kind, frames)
+            self._store_batch(file, kind, header, frames, texts, state.context)
 
     def _reject_cut_line(self, file: ScanFile, kind: supercloud.FileKind, chunk: bytes, line: int) -> bytes:
         """Return the chunk without its last line, which was cut short and goes to quarantine."""
@@ -359,7 +359,10 @@ class _Scan:
             state.learn(frame)
             done = kind.finish(frame, state.context)
             self._add_counts(file, done.counts)
-            return self._numbered(file, kind, done.frame, state)
+            rows = done.frame
+            if kind.name == "jobs" and slurm_log.number_attempts(rows, state.seen)[1].height:
+                rows = pl.concat(_with_lines(kind, header, chunk, line, state.context))
+            return self._numbered(file, kind, rows, state)
         pieces = [
             self._numbered(file, kind, p, state) for p, _ in self._careful(file, kind, header, chunk, line, state)
         ]
@@ -385,7 +388,8 @@ class _Scan:
             )
             for reason in {r[1] for r in parsed.rejected}:
                 self._count(file, reason, "", sum(r[1] == reason for r in parsed.rejected))
-            for column, n in parsed.sentinels.items():
+            for parsed_column, n in parsed.sentinels.items():
+                column = supercloud.LAKE_COLUMN.get(parsed_column, parsed_column)
                 self._count(file, "sentinel", column, n)
                 self.staging.null_cells[file.name, column] -= n
             if state is not None:
@@ -404,13 +408,25 @@ class _Scan:
             self.staging.counts[file.name, job_id, "requeued", ""] += 1
         return numbered
 
-    def _store_batch(self, file: ScanFile, kind: supercloud.FileKind, frames: list[pl.DataFrame]) -> None:
+    def _store_batch(
+        self,
+        file: ScanFile,
+        kind: supercloud.FileKind,
+        header: Header,
+        frames: list[pl.DataFrame],
+        texts: list[tuple[bytes, int]],
+        context: supercloud.Context,
+    ) -> None:
         """Store the pieces of one batch as a part, and empty the list, so that sorting has their room."""
-        self._store(kind, [file], [self._order_careful(file, kind, _join(kind, frames), 0)])
+        ordered = batches.order(_join(kind, frames), kind.table)
+        if ordered.repeated.height and kind.name != "jobs":  # once more, to know their lines
+            again = [rows for text, line in texts for rows in _with_lines(kind, header, text, line, context)]
+            ordered = batches.order(_join(kind, again), kind.table)
+        self._store(kind, [file], [self._settle_order(file, kind, ordered)])
         self.staging.close_parts()
 
-    def _order_careful(self, file: ScanFile, kind: supercloud.FileKind, rows: pl.DataFrame, i: int) -> pl.DataFrame:
-        ordered = batches.order(rows, kind.table)
+    def _settle_order(self, file: ScanFile, kind: supercloud.FileKind, ordered: batches.Ordered) -> pl.DataFrame:
+        """Count what was out of order, put repeats into quarantine, and return the others."""
         self._reject_repeats(file, kind, ordered.repeated)
         if ordered.out_of_order:
             self._count(file, "out_of_order", "", sum(ordered.out_of_order.values()))
@@ -446,11 +462,11 @@ class _Scan:
         if kind.name_pattern is not None:
             jobs = pl.Series([f.job_id for f in files], dtype=pl.Int64)
             at = frame[batches.FILE]
-            columns = [jobs.gather(at).alias("job_id")]
+            columns = [jobs[at].alias("job_id")]
             if kind.table == "gpu_samples":
                 names = list(dict.fromkeys(f.node for f in files))
                 nodes = pl.Series([f.node for f in files], dtype=pl.Enum(names))
-                columns.append(nodes.gather(at).alias("node"))
+                columns.append(nodes[at].alias("node"))
             frame = frame.with_columns(columns)
         self.staging.store(kind.table, frame, [f.name for f in files], extended=kind.name == "gpu_extended")
 
@@ -547,6 +563,18 @@ def _parse_bodies(
     if frame is None or (frame.height != sum(rows) and len(bodies) > 1):
         return None, rows
     return frame, rows
+
+
+def _with_lines(
+    kind: supercloud.FileKind, header: Header, body: bytes, line: int, context: supercloud.Context
+) -> Iterator[pl.DataFrame]:
+    """Yield the sound rows of a text that has been parsed before, with their line numbers and raw lines."""
+    for piece in _pieces(body, CAREFUL_BYTES):
+        parsed = delimited.parse_careful(
+            piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
+        )
+        yield kind.finish(parsed.frame, context).frame
+        line += piece.count(b"\n")
 
 
 def _record(file: ScanFile, header: Header, source: _Source) -> FileRecord:

@@ -17,9 +17,10 @@ TIME = pl.Datetime("us", "UTC")
 class TableSchema:
     """One table: column name to polars type in order, its key without ``cluster``, and what the columns mean.
 
-    ``delta`` names the columns that are stored as DELTA_BINARY_PACKED, ``plain`` those without a dictionary (they seldom
-    change, so compression does as well, in less time); all others use a dictionary. Chosen by measurement (BENCHMARKS.md)
-    among the encodings that all five readers understand. ``never_null`` columns are stored as
+    ``plain`` names the columns that are stored without a dictionary (they seldom change, so compression does as well, in
+    less time; or they seldom repeat); all others use a dictionary. Chosen by measurement (BENCHMARKS.md) among the
+    encodings that all five readers understand. ``delta`` names those that become DELTA_BINARY_PACKED in a part of long
+    stretches: a row group then holds one stretch, because fastparquet misreads deltas of over 28 bits. ``never_null`` columns are stored as
     required ones.
     """
 
@@ -103,7 +104,7 @@ CPU_SAMPLES = TableSchema(
         read_mib=pl.Float64,
         write_mib=pl.Float64,
     ),
-    delta=("time", "rss_kib", "vm_kib"),
+    plain=("time", "rss_kib", "vm_kib"),
 )
 
 NODE_SAMPLES = TableSchema(
@@ -124,7 +125,7 @@ NODE_SAMPLES = TableSchema(
         process_count=pl.Int64,
         node_power_w=pl.Float32,
     ),
-    delta=("time",),
+    plain=("time",),
 )
 
 JOBS = TableSchema(
@@ -173,7 +174,7 @@ JOBS = TableSchema(
         tres_alloc=pl.String,
         tres_req=pl.String,
     ),
-    delta=("job_id", "submit_time", "eligible_time", "start_time", "end_time"),
+    plain=("job_id", "submit_time", "eligible_time", "start_time", "end_time"),
 )
 
 DEVICES = TableSchema(
@@ -321,7 +322,7 @@ GPU_MINUTES = TableSchema(
         gpu_temp_mean_c=pl.Float32,
         gpu_temp_max_c=pl.Int16,
     ),
-    delta=("minute",),
+    plain=("minute",),
 )
 
 JOB_STATS = TableSchema(
@@ -352,7 +353,7 @@ JOB_STATS = TableSchema(
         memory_used_max_mib=pl.UInt32,
         gpu_temp_max_c=pl.Int16,
     ),
-    delta=("job_id", "first_time", "last_time"),
+    plain=("job_id", "first_time", "last_time"),
 )
 
 QUARANTINE = TableSchema(
@@ -365,7 +366,7 @@ QUARANTINE = TableSchema(
     columns=_t(
         file=pl.String, line=pl.Int64, rows=pl.Int64, table=pl.String, reason=pl.String, detail=pl.String, raw=pl.String
     ),
-    delta=("line",),
+    plain=("line",),
 )
 
 QUALITY = TableSchema(

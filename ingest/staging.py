@@ -23,6 +23,7 @@ from ingest.rollup import (
     minutes_frame,
     pieces_frame,
     series_starts,
+    stretch_starts,
     summarise,
 )
 from ingest.schemas import GPU_MINUTES, QUARANTINE, TABLES
@@ -42,6 +43,9 @@ PIECES_SCHEMA: Final[dict[str, pl.DataType]] = {
 
 ``input`` has the names of the input files, one a line where several files made one series.
 """
+
+LEAST_STRETCH_ROWS: Final = 4096
+"""A part whose first batch has shorter stretches on average packs several into a row group."""
 
 _QUARANTINE_BUFFER_ROWS: Final = 20_000
 
@@ -90,8 +94,10 @@ class Staging:
             return
         is_gpu = table == "gpu_samples"
         starts = _starts(frame, is_gpu)
-        writer = self._writer("gpu_extended" if extended else table, table)
-        first = writer.write(frame, starts)
+        cuts = stretch_starts(frame, starts) if is_gpu else starts
+        stretches = is_gpu and frame.height >= LEAST_STRETCH_ROWS * len(cuts)
+        writer = self._writer("gpu_extended" if extended else table, table, stretches)
+        first = writer.write(frame, cuts)
         files = frame["file"][starts.tolist()].to_list()
         for file, rows in zip(files, np.diff(starts, append=frame.height).tolist(), strict=True):
             self.rows_out[inputs[file]] += rows
@@ -117,11 +123,11 @@ class Staging:
                     if n:
                         self.null_cells[inputs[file], column] += n
 
-    def _writer(self, stem: str, table: str) -> PartWriter:
+    def _writer(self, stem: str, table: str, stretches: bool) -> PartWriter:
         if stem not in self._open:
             path = self._folder / stem / f"{self._name}-{self._number[stem]:04d}.parquet"
             self._number[stem] += 1
-            self._open[stem] = PartWriter(path, TABLES[table])
+            self._open[stem] = PartWriter(path, TABLES[table], stretches=stretches)
         return self._open[stem]
 
     def close_parts(self) -> None:

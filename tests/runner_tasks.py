@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import time
+from importlib import import_module
 from pathlib import Path
 
 
@@ -43,3 +44,8 @@ def sleep(seconds: float) -> float:
     """Return after so many seconds."""
     time.sleep(seconds)
     return seconds
+
+
+def import_absent(_: int) -> object:
+    """Import a module that is not installed."""
+    return import_module("no_such_module")

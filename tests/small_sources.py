@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import polars as pl
 
@@ -44,8 +46,11 @@ class Taken:
 
     def powers(self) -> list[tuple[float, float | None]]:
         """Seconds since the start, and watts, of all GPU samples."""
-        seconds = (pl.col("time").dt.timestamp("us") - START_S * 1_000_000) / 1e6
-        return self.lake.scan("gpu_samples").select(seconds, "power_w").collect().sort("time", "power_w").rows()
+        return seconds_and_watts(self.lake.scan("gpu_samples").collect().sort("time", "power_w"))
+
+    def series(self, job_id: int = 101) -> list[tuple[float, float | None]]:
+        """The same of one job, as the index finds it, in the order in which it is stored."""
+        return seconds_and_watts(self.lake.read_series(job_id))
 
     def rejected(self) -> list[tuple[str, int | None, str, str | None]]:
         """File, line, reason and raw line of all that is in quarantine."""
@@ -62,9 +67,16 @@ class Taken:
         return {(reason, detail): n for reason, detail, n in found.iter_rows()}
 
 
+def seconds_and_watts(samples: pl.DataFrame) -> list[tuple[float, float | None]]:
+    """Seconds since the start, and watts."""
+    micros = samples["time"].dt.timestamp("us").to_list()
+    return [((us - START_S * 10**6) / 10**6, watts) for us, watts in zip(micros, samples["power_w"], strict=True)]
+
+
 def take(source: Path, lake: Path, **options: Any) -> Taken:
     """Ingest, and check that no row is lost, in the report and in the lake, and that the lake is sound."""
-    report = ingest(str(source), lake, runner=SerialRunner(), **options)
+    with mock.patch.object(os, "fsync"):  # what survives a crash is tested elsewhere
+        report = ingest(str(source), lake, runner=SerialRunner(), **options)
     taken = Taken(report, Lake(lake))
     for record in report.records:
         assert record.is_conserved, record

@@ -56,7 +56,7 @@ class Member:
     @property
     def codec(self) -> str:
         """``gzip``, ``zstd`` or nothing, by the name's ending."""
-        return _FILE_CODECS.get(PurePosixPath(self.name).suffix, "")
+        return next((codec for suffix, codec in _FILE_CODECS.items() if self.name.endswith(suffix)), "")
 
     @property
     def plain_name(self) -> str:

@@ -82,6 +82,7 @@ STATES: Final = {
 STATE_MASK: Final = 0xFF
 NO_VALUE_32: Final = (0xFFFFFFFE, 0xFFFFFFFF)
 MEM_PER_CPU_BIT: Final = 2**63
+MAX_TIME_LIMIT_MIN: Final = 10**9
 DEFAULT_TRES_NAMES: Final = {1001: "gpu:tesla", 1002: "gpu:volta"}
 """The releases' own mapping, for an archive that comes without its tres-mapping.txt."""
 
@@ -100,18 +101,22 @@ def finish(
     )
     columns: list[pl.Expr] = []
     counts: dict[tuple[int | None, str, str], int] = {}
-    for name in ("array_task_id", "array_max_tasks"):
-        if name in have:
-            columns.append(_without_no_value(name))
+    columns += [_without_no_value(name) for name in ("array_task_id", "array_max_tasks") if name in have]
     if "time_limit_min" in have:
-        columns.append((_without_no_value("time_limit_min") * S_PER_MINUTE).alias("time_limit_s"))
+        limit = _without_no_value("time_limit_min")
+        is_sound = limit.is_between(0, MAX_TIME_LIMIT_MIN)
+        columns.append(pl.when(is_sound).then(limit * S_PER_MINUTE).alias("time_limit_s"))
+        _count(frame, ~is_sound, "out_of_range", "timelimit", counts)
     columns += [_time(f"{t}_epoch_s").alias(f"{t}_time") for t in _TIMES if f"{t}_epoch_s" in have]
     if "state_raw" in have:
-        columns += _state()
+        state, flags = _state()
+        columns += [state, flags]
+        _count(frame, pl.col("state_raw").is_not_null() & state.is_null(), "wrong_type", "state", counts)
     if "mem_req_raw" in have:
-        memory, per_cpu, inexact = _memory()
+        memory, per_cpu, inexact, unread = _memory()
         columns += [memory, per_cpu]
         _count(frame, inexact, "digits_lost", "mem_req", counts)
+        _count(frame, unread, "wrong_type", "mem_req", counts)
     if "node_list" in have:
         readable = pl.col("node_list").str.contains(r"^\[\s*(('[^'\[\]]*'|\"[^\"\[\]]*\")\s*,?\s*)*\]$")
         stringified = pl.col("node_list").str.starts_with("[")
@@ -142,16 +147,16 @@ def _time(name: str) -> pl.Expr:
     return pl.when(valid).then((pl.col(name) * US_PER_S).round().cast(pl.Int64).cast(TIME))
 
 
-def _state() -> list[pl.Expr]:
+def _state() -> tuple[pl.Expr, pl.Expr]:
     code = pl.col("state_raw").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
     word = code.mod(STATE_MASK + 1).replace_strict(STATES, default=None, return_dtype=pl.String)
     flags = code - code.mod(STATE_MASK + 1)
     text = pl.when(code.is_null()).then(pl.col("state_raw").str.to_uppercase().str.extract(r"^(\S+)"))
-    return [pl.coalesce(word, text).alias("state"), flags.alias("state_flags")]
+    return pl.coalesce(word, text).alias("state"), flags.alias("state_flags")
 
 
-def _memory() -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    """Return expressions: MiB asked for, whether per CPU, and whether the digits were lost to an exponent form.
+def _memory() -> tuple[pl.Expr, pl.Expr, pl.Expr, pl.Expr]:
+    """Return expressions: MiB asked for, whether per CPU, whether its digits are lost, whether it is no number.
 
     The top bit means per CPU: 2^63 + value as an unsigned integer, value - 2^63 where a reader had made it signed.
     """
@@ -166,12 +171,18 @@ def _memory() -> tuple[pl.Expr, pl.Expr, pl.Expr]:
     small = pl.when(unsigned.is_null() & signed.is_null() & rounded.is_between(0, 2.0**53)).then(rounded.cast(pl.Int64))
     value = pl.coalesce(exact, small)
     no_value = value.is_in(NO_VALUE_32) | (value >= 2**62)
-    per_cpu = (unsigned > half) | (signed < 0) | (rounded >= 2.0**63)
-    inexact = raw.is_not_null() & value.is_null() & (rounded.is_not_null() | raw.str.contains("[eE]"))
+    per_cpu = (
+        pl.when(unsigned.is_not_null() | signed.is_not_null())
+        .then((unsigned > half).fill_null(False) | (signed < 0).fill_null(False))
+        .when(rounded.is_between(0, 2.0**64))
+        .then(rounded >= 2.0**63)
+    )
+    unknown = raw.is_not_null() & value.is_null()
     return (
         pl.when(~no_value).then(value).alias("mem_mib"),
         per_cpu.alias("mem_per_cpu"),
-        inexact,
+        unknown & rounded.is_not_null(),
+        unknown & rounded.is_null(),
     )
 
 
@@ -181,7 +192,9 @@ def _gpus(have: set[str], tres_names: Mapping[int, str]) -> list[pl.Expr]:
     if not sources:
         return []
     tres = pl.coalesce(sources)
-    found = {kind: tres.str.extract(rf"(?:^|,){number}=(\d+)").cast(pl.Int64) for number, kind in kinds.items()}
+    found = {
+        kind: tres.str.extract(rf"(?:^|,){number}=(\d+)").cast(pl.Int64, strict=False) for number, kind in kinds.items()
+    }
     total = pl.sum_horizontal([count.fill_null(0) for count in found.values()]) if found else pl.lit(0, dtype=pl.Int64)
     kind = pl.coalesce([pl.when(count > 0).then(pl.lit(name)) for name, count in sorted(found.items(), reverse=True)])
     return [pl.when(tres.is_not_null()).then(total).alias("gpus"), kind.alias("gpu_type")]

@@ -143,6 +143,13 @@ DCGM_COLUMN_MAP: Final = {
     "totalexecutiontime_sec": "run_s",
 }
 
+LAKE_COLUMN: Final = {
+    "energy_counter_mj": "energy_counter_j",
+    "mem_free_raw": "mem_free_kib",
+    **{f"{name}_epoch_s": f"{name}_time" for name in ("submit", "eligible", "start", "end")},
+}
+"""Columns that are parsed under a name of their own, for the unit in which they come, and the lake's names of them."""
+
 _GIB_LIMIT = 65_536.0
 _KIB_LEAST = 262_144.0
 _PAIR = r"^[^|:]*:\d+(\|[^|:]*:\d+)*\|?$"
@@ -202,8 +209,9 @@ def _time_columns(frame: pl.DataFrame) -> list[pl.Expr]:
 
 def _finish_gpu(frame: pl.DataFrame, context: Context) -> Finished:
     columns = _time_columns(frame)
-    if "energy_counter_mj" in frame.columns:
-        columns.append((pl.col("energy_counter_mj") / MJ_PER_J).alias("energy_counter_j"))
+    if "energy_counter_mj" in frame.columns:  # polars would multiply by 1/1000, which is not exact
+        energy_j = frame["energy_counter_mj"].fill_null(float("nan")).to_numpy() / MJ_PER_J
+        columns.append(pl.lit(pl.Series("energy_counter_j", energy_j)).fill_nan(None))
     return Finished(frame.with_columns(columns).drop("time_epoch_s", "energy_counter_mj", strict=False))
 
 
@@ -233,7 +241,7 @@ def _finish_node(frame: pl.DataFrame, context: Context) -> Finished:
     columns = _time_columns(frame)
     if "mem_free_raw" in frame.columns:
         free = pl.col("mem_free_raw") * factor if factor else pl.lit(None, dtype=pl.Float64)
-        columns.append(free.round().cast(pl.Int64).alias("mem_free_kib"))
+        columns.append(free.round().cast(pl.Int64, strict=False).alias("mem_free_kib"))
         present = frame["mem_free_raw"].count()
         if not factor and present:
             counts[None, "mem_unit_unknown", "MemoryFreeInactiveKB"] = present
@@ -252,7 +260,12 @@ def _finish_node(frame: pl.DataFrame, context: Context) -> Finished:
 
 def _count_or_number(column: str) -> pl.Expr:
     """Return an expression: the number in a text, or the sum of ``name:count|name:count|``, else null."""
-    pairs = pl.col(column).str.extract_all(r":\d+").list.eval(pl.element().str.slice(1).cast(pl.Int64)).list.sum()
+    pairs = (
+        pl.col(column)
+        .str.extract_all(r":\d+")
+        .list.eval(pl.element().str.slice(1).cast(pl.Int64, strict=False))
+        .list.sum()
+    )
     number = pl.col(column).cast(pl.Float64, strict=False).round().cast(pl.Int64, strict=False)
     return pl.when(pl.col(column).str.contains(_PAIR)).then(pairs).otherwise(number)
 
@@ -440,13 +453,14 @@ def classify(name: str) -> str:
     >>> [classify(n) for n in ("gpu/0001/5-n.csv", "cpu/0001/5-summary.csv", "x.csv", "README.md")]
     ['gpu', 'cpu_summary', 'unknown', 'other']
     """
-    path = PurePosixPath(name)
-    if path.name in _DERIVED or not path.name.endswith((".csv", ".txt")):
+    folder, _, file = name.rpartition("/")
+    if file in _DERIVED or not file.endswith((".csv", ".txt")):
         return "other"
-    if len(path.parts) == 1:
-        return _ROOT_FILES.get(path.name) or ("unknown" if path.name.endswith(".csv") else "other")
-    kind = _FOLDERS.get(path.parts[0], "unknown" if path.name.endswith(".csv") else "other")
-    return "cpu_summary" if kind == "cpu" and path.name.endswith("-summary.csv") else kind
+    otherwise = "unknown" if file.endswith(".csv") else "other"
+    if not folder:
+        return _ROOT_FILES.get(file, otherwise)
+    kind = _FOLDERS.get(folder.split("/")[0], otherwise)
+    return "cpu_summary" if kind == "cpu" and file.endswith("-summary.csv") else kind
 
 
 def layout_of(names: list[str]) -> str:
@@ -465,7 +479,7 @@ def parse_name(kind: FileKind, name: str) -> tuple[int, str] | None:
     """
     if kind.name_pattern is None:
         return 0, ""
-    match = kind.name_pattern.match(PurePosixPath(name).name)
+    match = kind.name_pattern.match(name.rpartition("/")[2])
     if match is None:
         return None
     groups = match.groupdict()

@@ -21,7 +21,7 @@ from ingest.pipeline import ingest
 from ingest.runner import DaskRunner, PoolRunner, Runner, SerialRunner, SlurmRunner, make_slurm_cluster
 from ingest.synthetic import make_archive
 from tests.lakes import Tables, assert_same_tables, read_tables
-from tests.runner_tasks import describe_worker, die_at_three, double, fill_disk_at_zero, sleep
+from tests.runner_tasks import describe_worker, die_at_three, double, fill_disk_at_zero, import_absent, sleep
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,10 +140,10 @@ def test_nobody_writes_any_more_when_a_task_has_failed(tmp_path):
 
 def test_nobody_works_any_more_when_the_results_are_no_longer_wanted():
     with PoolRunner(2) as runner:
+        pids = {pid for pid, *_ in runner.map(describe_worker, range(8))}
+        workers = [psutil.Process(pid) for pid in pids]
         results = runner.map(sleep, [0.0, 60.0, 60.0])
         assert next(results) == 0.0
-        workers = [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
-        assert len(workers) >= 2
         results.close()  # type: ignore[attr-defined]
         assert wait_until_gone(workers, 2) == []
 
@@ -228,18 +228,21 @@ def test_an_address_without_a_scheduler_is_said_in_one_line_and_soon(where, mute
     assert not (tmp_path / "lake").exists()
 
 
-def test_dask_workers_without_jobwatt_are_one_clear_error(dask_cluster, tmp_path, monkeypatch):
-    (tmp_path / "module_only_here.py").write_text("def task(number):\n    return number\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    from module_only_here import task  # type: ignore[import-not-found]
+def test_a_dask_cluster_with_another_jobwatt_is_one_clear_error(dask_cluster, monkeypatch):
+    monkeypatch.setattr(runners, "_own_version", lambda: "9.9")
+    with pytest.raises(JobwattError, match=r"^the scheduler of the dask cluster at .* has jobwatt .*; install 9.9"):
+        DaskRunner(dask_cluster.scheduler_address)
 
+
+def test_a_module_that_dask_workers_lack_is_one_clear_error(dask_cluster):
     with (
         DaskRunner(dask_cluster.scheduler_address) as runner,
-        pytest.raises(JobwattError, match=r"have no module module_only_here; install this version of jobwatt there"),
+        pytest.raises(JobwattError, match="have no module no_such_module; install this version of jobwatt there"),
     ):
-        list(runner.map(task, [1]))
+        list(runner.map(import_absent, [1]))
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_dask_workers_is_one_clear_error(monkeypatch):
     from distributed.config import config
 
@@ -252,6 +255,7 @@ def test_a_task_that_kills_its_dask_workers_is_one_clear_error(monkeypatch):
         list(runner.map(die_at_three, range(6)))
 
 
+@pytest.mark.slow
 def test_a_dask_scheduler_that_goes_away_is_one_clear_error():
     with start_dask(1) as cluster:
         runner: Runner = DaskRunner(cluster.scheduler_address)
@@ -268,7 +272,7 @@ def test_a_dask_scheduler_that_goes_away_is_one_clear_error():
 _SBATCH = """#!/bin/sh
 # Slurm's sbatch as far as dask-jobqueue knows it: the job is a process on this machine
 if [ "$1" = --test-only ]; then cat >/dev/null; {answer}; exit; fi
-number=$(( $(ls {folder}/jobs | wc -l) + 1 ))
+number=$$
 cp "$1" {folder}/jobs/$number
 setsid bash {folder}/jobs/$number >{folder}/log-$number 2>&1 &
 echo $! >{folder}/pid-$number
@@ -341,6 +345,7 @@ def test_a_site_s_own_settings_for_slurm_are_kept(monkeypatch):
     assert " --nworkers 4 " in script
 
 
+@pytest.mark.slow
 def test_workers_that_are_slurm_jobs_make_the_same_lake_and_listen_to_nobody_outside(archive, serial, slurm):
     with SlurmRunner(2, interface="lo") as runner:
         assert runner.workers == 2

@@ -1,0 +1,90 @@
+"""Five readers that know nothing of jobwatt, and what each of them finds in a lake's folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import fastparquet
+import pandas as pd
+import polars as pl
+import pyarrow.dataset as ds
+import pytest
+from polars.testing import assert_frame_equal
+
+from ingest.lake import Lake
+from ingest.pipeline import ingest
+from ingest.runner import SerialRunner
+from ingest.schemas import TABLES
+from ingest.synthetic import make_archive
+from tests.gpu_files import write_gpu_file
+from tests.lakes import in_order
+
+
+@pytest.fixture(scope="module")
+def root(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake of a recording that has columns beyond the release's, and of made-up jobs that lack them."""
+    folder = tmp_path_factory.mktemp("readers")
+    make_archive(folder / "made-up", rng=8, n_jobs=3, seconds_per_job=8.0, cpu_only_jobs=1)
+    write_gpu_file(folder / "made-up", 5, bad="no number,0,1,1,1,1,1,1,1,1")
+    for source, cluster in ((recording, "recording"), (folder / "made-up", "2021")):
+        ingest(str(source), folder / "lake", cluster=cluster, runner=SerialRunner())
+    return folder / "lake"
+
+
+@pytest.fixture(scope="module")
+def lake(root: Path) -> Lake:
+    """The lake, opened."""
+    return Lake(root)
+
+
+def with_polars(folder: Path) -> pl.DataFrame:
+    return pl.scan_parquet(folder, hive_partitioning=True).collect()
+
+
+def with_pyarrow(folder: Path) -> pl.DataFrame:
+    table = ds.dataset(folder, format="parquet", partitioning="hive").to_table()
+    return pl.DataFrame(pl.from_arrow(table))
+
+
+def with_duckdb(folder: Path) -> pl.DataFrame:
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        query = f"SELECT * FROM read_parquet('{folder}/*/*.parquet', hive_partitioning = true)"
+        return pl.DataFrame(pl.from_arrow(connection.execute(query).to_arrow_table()))
+
+
+def with_pandas(folder: Path) -> pl.DataFrame:
+    return pl.from_pandas(pd.read_parquet(folder, engine="pyarrow", dtype_backend="numpy_nullable"))
+
+
+def with_fastparquet(folder: Path) -> pl.DataFrame:
+    files = sorted(str(path) for path in folder.glob("*/*.parquet"))
+    return pl.from_pandas(fastparquet.ParquetFile(files, root=str(folder)).to_pandas())
+
+
+READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+    "polars": with_polars,
+    "pyarrow": with_pyarrow,
+    "duckdb": with_duckdb,
+    "pandas": with_pandas,
+    "fastparquet": with_fastparquet,
+}
+
+
+def test_the_lake_has_every_table_and_columns_that_are_null_in_one_cluster_only(lake):
+    assert {table.name for table in lake.info().tables} >= set(TABLES) - {"gpu_job_summary"}
+    counts = lake.scan("gpu_samples").group_by("cluster").agg(pl.col("sm_clock_mhz").count() > 0).collect()
+    assert dict(counts.iter_rows()) == {"recording": True, "2021": False}
+
+
+@pytest.mark.parametrize("table", [name for name in TABLES if name != "gpu_job_summary"])
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_finds_equal_values(reader, table, root, lake):
+    expected = in_order(lake.scan(table).collect())
+    found = READERS[reader](root / table)
+    assert set(found.columns) == set(expected.columns)
+    # a reader may say null as NaN, times in another unit and text of the partition as it likes; values are equal
+    same = found.select([_as_lake(found[name], expected.schema[name]) for name in expected.columns])
+    assert_frame_equal(in_order(same), expected, check_exact=True)

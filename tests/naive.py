@@ -1,0 +1,73 @@
+"""Slow twins: the same answers by plain loops, to compare the quick ones with."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from ingest.quality import CLOCK_JUMP_S, MAX_GAP_S
+
+Row = dict[str, Any]
+
+
+def energy_j(times: Sequence[datetime], power_w: Sequence[float | None]) -> tuple[float, float]:
+    """Return joules and covered seconds of one series by trapezoids between present values, none across a gap."""
+    present = [(t, p) for t, p in zip(times, power_w, strict=True) if p is not None]
+    energy = covered = 0.0
+    for (t0, p0), (t1, p1) in itertools.pairwise(present):
+        step_s = (t1 - t0).total_seconds()
+        if step_s <= MAX_GAP_S:
+            energy += step_s * (p0 + p1) / 2
+            covered += step_s
+    return energy, covered
+
+
+def by_series(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Return the rows of each series (job, node, GPU), by time."""
+    series: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        series[row["job_id"], row["node"], row["gpu_index"]].append(row)
+    return {key: sorted(found, key=lambda row: row["time"]) for key, found in series.items()}
+
+
+def present(rows: Sequence[Row], name: str) -> list[Any]:
+    """Return the values of a column that are there."""
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def summarise_series(rows: Sequence[Row]) -> Row:
+    """Return what `ingest.rollup.join_pieces` says of one series."""
+    times = [row["time"] for row in rows]
+    energy, covered = energy_j(times, [row["power_w"] for row in rows])
+    steps = [(b - a).total_seconds() for a, b in itertools.pairwise(times)]
+    power, used = present(rows, "power_w"), present(rows, "memory_used_mib")
+    return {
+        "rows": len(rows),
+        "energy_j": energy,
+        "covered_s": covered,
+        "gaps": sum(step > MAX_GAP_S for step in steps),
+        "clock_jumps": sum(step > CLOCK_JUMP_S for step in steps),
+        "longest_gap_s": max([step for step in steps if step > MAX_GAP_S], default=0.0),
+        "power_max_w": max(power, default=None),
+        "memory_used_max_mib": max(used, default=None),
+        "gpu_util_sum": float(sum(present(rows, "gpu_util_pct"))),
+        "gpu_util_n": len(present(rows, "gpu_util_pct")),
+    }
+
+
+def summarise_minute(rows: Sequence[Row]) -> Row:
+    """Return what ``gpu_minutes`` says of one minute of one series."""
+    power, util = present(rows, "power_w"), present(rows, "gpu_util_pct")
+    return {
+        "n": len(rows),
+        "n_power": len(power),
+        "power_mean_w": sum(power) / len(power) if power else None,
+        "power_min_w": min(power, default=None),
+        "power_max_w": max(power, default=None),
+        "gpu_util_mean_pct": sum(util) / len(util) if util else None,
+        "memory_used_max_mib": max(present(rows, "memory_used_mib"), default=None),
+        "gpu_temp_max_c": max(present(rows, "gpu_temp_c"), default=None),
+    }
