@@ -1,7 +1,7 @@
 """Parquet parts of the lake: written with measured encodings, read by row range.
 
-A part is sorted by its table's key. A row group holds one long stretch of a series, or several whole short ones, at least
-`ROW_GROUP_ROWS` rows together, so that one job is one or few row groups; a long series spans several parts.
+A part is sorted by its table's key. A row group holds one long stretch of a series, or several whole short ones, at
+least `ROW_GROUP_ROWS` rows together, so that one job is one or few row groups; a long series spans several parts.
 """
 
 from __future__ import annotations

@@ -51,6 +51,11 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
         If the source is no archive of a known layout.
     """
     listing = list_members(spec.source, anonymous=spec.anonymous, max_member_bytes=spec.max_member_bytes)
+    if listing.refused and not listing.members:
+        name, reason, detail = listing.refused[0]
+        raise SourceError(
+            f"{spec.source}: none of its {len(listing.refused)} files can be taken: {name} ({reason}: {detail})"
+        )
     root = supercloud.find_root([m.plain_name for m in listing.members])
     members = [m.below(root) for m in listing.members if not root or m.name.startswith(root + "/")]
     cluster = spec.cluster or supercloud.layout_of([m.plain_name for m in members])

@@ -10,7 +10,7 @@ import polars as pl
 
 @cache
 def gpu_types() -> pl.DataFrame:
-    """Return what is published of each GPU type: gpu_type, product, tdp_w (null where the word is ambiguous), source."""
+    """Return what is published of each GPU type: gpu_type, product, tdp_w (null where the word is unclear), source."""
     return _read("gpu_types.csv").with_columns(pl.col("tdp_w").cast(pl.Float32))
 
 

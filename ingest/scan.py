@@ -14,27 +14,22 @@ import numpy as np
 import polars as pl
 
 from ingest import batches
-from ingest.checksum import BlockHash, join_blocks
+from ingest.checksum import join_blocks
+from ingest.reading import PIECE_BYTES, Share, Source, count_rows, cut_pieces
 from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.sources import archive, delimited, quick, slurm_log, supercloud
 from ingest.sources.delimited import Header
-from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
+from ingest.sources.inflate import ByteStream
 from ingest.staging import Staging
 
 CHUNK_BYTES: Final = 4 * 1024**2
 """How much text of small files is parsed at a time; a file that is longer is a large one."""
-
-PIECE_BYTES: Final = 2 * 1024**2
-"""How much text of a large file is parsed at a time."""
 
 BATCH_BYTES: Final = 8 * 1024**2
 """How much text of a large file makes one part."""
 
 CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
-
-MAX_LINE_BYTES: Final = 64 * 1024**2
-"""A file with a longer line is refused."""
 
 _HEADER_BYTES = 256 * 1024
 _NEWLINE = ord("\n")
@@ -78,45 +73,6 @@ def _open_all(spec: ScanSpec, scan: _Scan) -> Iterator[tuple[ScanFile, ByteStrea
             scan.refuse(file, "unreadable", error.strerror or "gone", 0)
         except PermissionError as error:
             scan.refuse(file, "unreadable", error.strerror or "permission denied", 0)
-
-
-class _Source:
-    """A stream that is hashed as it is read, and that ends where it is damaged instead of raising."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self.hash = BlockHash()
-        self.ended = False
-        self.problem: tuple[str, str] | None = None
-        self._line_bytes = 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return up to ``size`` bytes, nothing at the end or from the damage on."""
-        if self.ended:
-            return b""
-        try:
-            data = self._stream.read(size)
-        except TooLargeError as error:
-            self.problem, data = ("too_large", str(error)), b""
-        except TruncatedError as error:
-            self.problem, data = ("truncated", str(error)), b""
-        if not data:
-            self.ended = True
-        self.hash.update(data)
-        end = data.rfind(b"\n") + 1
-        self._line_bytes = len(data) - end + (0 if end else self._line_bytes)
-        if self._line_bytes > MAX_LINE_BYTES:
-            self.problem, self.ended = ("too_large", f"a line of over {MAX_LINE_BYTES} bytes"), True
-        return data
-
-    def fill(self, size: int, expected: int) -> bytes:
-        """Return a little over ``size`` bytes, or all there are; ``expected`` is how many there may be."""
-        pieces: list[bytes] = []
-        have = 0
-        while have <= size and (piece := self.read(min(size, max(expected - have, 0)) + 1)):
-            pieces.append(piece)
-            have += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 @dataclass(slots=True)
@@ -164,7 +120,7 @@ class _Scan:
 
     def read(self, file: ScanFile, stream: ByteStream) -> None:
         """Read one file, or one task's share of it."""
-        source = _Source(stream)
+        source = Source(stream)
         if file.stop is not None:
             self._read_share(file, source)
         else:
@@ -175,7 +131,7 @@ class _Scan:
                 self._read_large(file, head, source)
         self._bytes_read += source.hash.size
 
-    def _read_small(self, file: ScanFile, data: bytes, source: _Source) -> None:
+    def _read_small(self, file: ScanFile, data: bytes, source: Source) -> None:
         if source.problem and (source.problem[0] == "too_large" or b"\n" not in data):
             self.refuse(file, *source.problem, 0)
             return
@@ -200,7 +156,7 @@ class _Scan:
         if self._small_bytes >= CHUNK_BYTES:
             self._flush_small()
 
-    def _read_large(self, file: ScanFile, head: bytes, source: _Source) -> None:
+    def _read_large(self, file: ScanFile, head: bytes, source: Source) -> None:
         found = self._header(file, head, source)
         if found is None:
             return
@@ -219,14 +175,14 @@ class _Scan:
             self._count(file, *source.problem)
         self._records.append(_record(file, header, source))
 
-    def _read_share(self, file: ScanFile, source: _Source) -> None:
+    def _read_share(self, file: ScanFile, source: Source) -> None:
         """Read the lines that begin in [start, stop) of a file that several tasks share."""
         with archive.open_member(file.member, anonymous=self._spec.anonymous) as top:
             names, offset = delimited.split_header(top.read(_HEADER_BYTES))
         found = self._header(file, b"", source, names=names)
         if found is None:
             return
-        share = _Share(source, file, offset)
+        share = Share(source, file, offset)
         self._read_body(file, found[0], share.chunks(), 2 if file.start == 0 else 1, source)
         if source.problem:
             self._count(file, *source.problem)
@@ -235,7 +191,7 @@ class _Scan:
             replace(_record(file, found[0], source), size=share.hash.size, checksum=",".join(blocks), lines=share.lines)
         )
 
-    def _is_settled(self, file: ScanFile, source: _Source) -> bool:
+    def _is_settled(self, file: ScanFile, source: Source) -> bool:
         """Return whether nothing is to be done: the file is as it was, or shorter than it was and not forced."""
         known = file.known
         if known is None:
@@ -257,14 +213,14 @@ class _Scan:
         self._records.append(refusal(file.name, file.kind, reason, detail, rows))
 
     def _header(
-        self, file: ScanFile, data: bytes, source: _Source, names: list[str] | None = None
+        self, file: ScanFile, data: bytes, source: Source, names: list[str] | None = None
     ) -> tuple[Header, int] | None:
         """Return the mapped header and where the rows begin, or None where the file had to be refused."""
         offset = 0
         if names is None:
             names, offset = delimited.split_header(data)
         if not names:
-            self.refuse(file, *(source.problem or ("empty_file", "no header")), _count_rows(data[offset:], source))
+            self.refuse(file, *(source.problem or ("empty_file", "no header")), count_rows(data[offset:], source))
             return None
         if any("\r" in name for name in names):
             self.refuse(file, "bad_line_ends", "carriage returns alone", 0)
@@ -276,7 +232,7 @@ class _Scan:
         needed = kind.required - set(header.columns)
         if needed:
             if first_share:
-                rows = _count_rows(data[offset:], source) - (file.stop is not None)
+                rows = count_rows(data[offset:], source) - (file.stop is not None)
                 self.refuse(file, "missing_column", ", ".join(absent or sorted(needed)), rows)
             return None
         if first_share:
@@ -316,12 +272,12 @@ class _Scan:
             kept.append(ordered.frame.filter(~pl.col(batches.FILE).is_in(doubtful)) if doubtful else ordered.frame)
         for i in sorted(doubtful):
             file = small[i].file
-            careful = [part for part, _ in self._careful(file, kind, header, bytes(small[i].body), 2)]
+            careful = [part for part, _ in self._careful(file, header, bytes(small[i].body), 2)]
             rows = pl.concat(careful, how="diagonal_relaxed").with_columns(pl.lit(i, pl.Int32).alias(batches.FILE))
             kept.append(self._settle_order(file, kind, batches.order(rows, kind.table)))
         self._store(kind, [s.file for s in small], kept)
 
-    def _read_body(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: _Source) -> None:
+    def _read_body(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: Source) -> None:
         """Read the rows of one file in batches, each a part of its own."""
         kind = supercloud.KINDS[file.kind]
         self.staging.close_parts()
@@ -334,15 +290,15 @@ class _Scan:
                 chunk = self._reject_cut_line(file, kind, chunk, line)  # noqa: PLW2901
                 if not chunk:
                     continue
-            frames.append(self._typed(file, kind, header, chunk, line, state))
+            frames.append(self._typed(file, header, chunk, line, state))
             texts.append((chunk, line))
             held += len(chunk)
             line += chunk.count(b"\n")
             if held >= BATCH_BYTES:
-                self._store_batch(file, kind, header, frames, texts, state.context)
+                self._store_batch(file, header, frames, texts, state.context)
                 frames, texts, held = [], [], 0
         if frames:
-            self._store_batch(file, kind, header, frames, texts, state.context)
+            self._store_batch(file, header, frames, texts, state.context)
 
     def _reject_cut_line(self, file: ScanFile, kind: supercloud.FileKind, chunk: bytes, line: int) -> bytes:
         """Return the chunk without its last line, which was cut short and goes to quarantine."""
@@ -351,9 +307,8 @@ class _Scan:
         self.staging.reject([(file.name, line + chunk.count(b"\n"), 1, kind.table, "truncated", "", raw)])
         return chunk[:end]
 
-    def _typed(
-        self, file: ScanFile, kind: supercloud.FileKind, header: Header, chunk: bytes, line: int, state: _State
-    ) -> pl.DataFrame:
+    def _typed(self, file: ScanFile, header: Header, chunk: bytes, line: int, state: _State) -> pl.DataFrame:
+        kind = supercloud.KINDS[file.kind]
         frame, _ = _parse_bodies([chunk], header, kind)
         if frame is not None:
             state.learn(frame)
@@ -363,22 +318,15 @@ class _Scan:
             if kind.name == "jobs" and slurm_log.number_attempts(rows, state.seen)[1].height:
                 rows = pl.concat(_with_lines(kind, header, chunk, line, state.context))
             return self._numbered(file, kind, rows, state)
-        pieces = [
-            self._numbered(file, kind, p, state) for p, _ in self._careful(file, kind, header, chunk, line, state)
-        ]
+        pieces = [self._numbered(file, kind, p, state) for p, _ in self._careful(file, header, chunk, line, state)]
         return pl.concat(pieces, how="diagonal_relaxed")
 
     def _careful(
-        self,
-        file: ScanFile,
-        kind: supercloud.FileKind,
-        header: Header,
-        body: bytes,
-        line: int,
-        state: _State | None = None,
+        self, file: ScanFile, header: Header, body: bytes, line: int, state: _State | None = None
     ) -> Iterator[tuple[pl.DataFrame, int]]:
         """Yield the sound rows of a doubtful piece of text, the others going to quarantine."""
-        for piece in _pieces(body, CAREFUL_BYTES):
+        kind = supercloud.KINDS[file.kind]
+        for piece in cut_pieces(body, CAREFUL_BYTES):
             parsed = delimited.parse_careful(
                 piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
             )
@@ -411,13 +359,13 @@ class _Scan:
     def _store_batch(
         self,
         file: ScanFile,
-        kind: supercloud.FileKind,
         header: Header,
         frames: list[pl.DataFrame],
         texts: list[tuple[bytes, int]],
         context: supercloud.Context,
     ) -> None:
         """Store the pieces of one batch as a part, and empty the list, so that sorting has their room."""
+        kind = supercloud.KINDS[file.kind]
         ordered = batches.order(_join(kind, frames), kind.table)
         if ordered.repeated.height and kind.name != "jobs":  # once more, to know their lines
             again = [rows for text, line in texts for rows in _with_lines(kind, header, text, line, context)]
@@ -492,53 +440,6 @@ class _State:
             self.context = replace(self.context, mem_unit=supercloud.memory_unit(frame["mem_free_raw"]))
 
 
-class _Share:
-    """The lines that begin in [start, stop) of a stream positioned one byte before ``start`` (at it, if 0)."""
-
-    def __init__(self, source: _Source, file: ScanFile, header_bytes: int) -> None:
-        self._source = source
-        self._file = file
-        self._header_bytes = header_bytes
-        self.hash = BlockHash()
-        self.lines = 0
-        self._left = 0
-        self._open_line = False
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield pieces that end with a line, as `delimited.iter_chunks`."""
-        for chunk in delimited.iter_chunks(self, PIECE_BYTES, self._first()):
-            self.lines += chunk.count(b"\n")
-            yield chunk
-
-    def _first(self) -> bytes:
-        """Return the first bytes of the first own line (the header, or the end of the line before, dropped)."""
-        self._left = (self._file.stop or 0) - self._file.start
-        if self._file.start == 0:
-            data = self.read(max(PIECE_BYTES, self._header_bytes))
-            self.lines += data[: self._header_bytes].count(b"\n")
-            return data[self._header_bytes :]
-        before = self._source.read(1)
-        data = self.read(PIECE_BYTES)
-        while before != b"\n" and data and b"\n" not in data:
-            data = self.read(PIECE_BYTES)
-        return data if before == b"\n" else data[data.find(b"\n") + 1 :] if b"\n" in data else b""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return bytes inside the bounds, then the rest of the line that crosses the end."""
-        if self._left > 0:
-            data = self._source.read(min(size, self._left))
-            self.hash.update(data)
-            self._left -= len(data)
-            self._open_line = not data.endswith(b"\n")
-            return data
-        if not self._open_line:
-            return b""
-        data = self._source.read(64 * 1024)
-        end = data.find(b"\n") + 1
-        self._open_line = bool(data) and not end
-        return data[:end] if end else data
-
-
 def _join(kind: supercloud.FileKind, frames: list[pl.DataFrame]) -> pl.DataFrame:
     """Return the frames as one, and empty the list."""
     frame = pl.concat(frames, how="diagonal_relaxed", rechunk=False).with_columns(
@@ -569,7 +470,7 @@ def _with_lines(
     kind: supercloud.FileKind, header: Header, body: bytes, line: int, context: supercloud.Context
 ) -> Iterator[pl.DataFrame]:
     """Yield the sound rows of a text that has been parsed before, with their line numbers and raw lines."""
-    for piece in _pieces(body, CAREFUL_BYTES):
+    for piece in cut_pieces(body, CAREFUL_BYTES):
         parsed = delimited.parse_careful(
             piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
         )
@@ -577,24 +478,10 @@ def _with_lines(
         line += piece.count(b"\n")
 
 
-def _record(file: ScanFile, header: Header, source: _Source) -> FileRecord:
+def _record(file: ScanFile, header: Header, source: Source) -> FileRecord:
     status = "replaced" if file.known else "new"
     checksum = join_blocks(source.hash.blocks())
     return FileRecord(file.name, file.kind, status, source.hash.size, checksum, unknown_columns=header.unknown)
-
-
-def _pieces(body: bytes, size: int) -> Iterator[bytes]:
-    begin = 0
-    while begin < len(body):
-        end = body.find(b"\n", begin + size) + 1
-        end = end if end else len(body)
-        yield body[begin:end]
-        begin = end
-
-
-def _count_rows(body: bytes, source: _Source) -> int:
-    chunks = delimited.iter_chunks(source, CHUNK_BYTES, body)
-    return sum(1 for chunk in chunks for line in chunk.split(b"\n") if line.strip())
 
 
 def _render(row: dict[str, object]) -> str:

@@ -17,11 +17,11 @@ TIME = pl.Datetime("us", "UTC")
 class TableSchema:
     """One table: column name to polars type in order, its key without ``cluster``, and what the columns mean.
 
-    ``plain`` names the columns that are stored without a dictionary (they seldom change, so compression does as well, in
+    ``plain`` names the columns that are stored without a dictionary (they seldom change, so compression does as well in
     less time; or they seldom repeat); all others use a dictionary. Chosen by measurement (BENCHMARKS.md) among the
     encodings that all five readers understand. ``delta`` names those that become DELTA_BINARY_PACKED in a part of long
-    stretches: a row group then holds one stretch, because fastparquet misreads deltas of over 28 bits. ``never_null`` columns are stored as
-    required ones.
+    stretches: a row group then holds one stretch, because fastparquet misreads deltas of over 28 bits.
+    ``never_null`` columns are stored as required ones.
     """
 
     name: str
@@ -181,8 +181,8 @@ DEVICES = TableSchema(
     name="devices",
     key=("node", "gpu_index", "valid_from"),
     doc=(
-        "The GPUs that were seen. Without a live inventory, gpu_type is the scheduler's word for the jobs that ran there, "
-        "memory_mib the largest free + used, and tdp_w the published figure of that type."
+        "The GPUs that were seen. Without a live inventory, gpu_type is the scheduler's word for the jobs that ran "
+        "there, memory_mib the largest free + used, and tdp_w the published figure of that type."
     ),
     columns=_t(
         node=pl.String,
@@ -208,7 +208,7 @@ LABELS = TableSchema(
 JOB_PARAMETERS = TableSchema(
     name="job_parameters",
     key=("job_id",),
-    doc="What a recorded job really was: its true kind, whether that is a class of the challenge, its hyper-parameters.",
+    doc="What a recorded job really was: its true kind, whether the challenge has it as a class, hyper-parameters.",
     columns=_t(
         job_id=pl.Int64,
         workload=pl.String,
@@ -299,8 +299,8 @@ GPU_MINUTES = TableSchema(
     key=("job_id", "node", "gpu_index", "minute"),
     doc=(
         "One-minute roll-up of gpu_samples, written with them: n samples and the mean, least and greatest of what "
-        "a cluster-wide curve needs. For the cluster's draw in a minute take each GPU's mean weighted by n_power (jobs may "
-        "follow each other on one GPU within a minute), then the sum over GPUs."
+        "a cluster-wide curve needs. For the cluster's draw in a minute take each GPU's mean weighted by n_power (jobs "
+        "may follow each other on one GPU within a minute), then the sum over GPUs."
     ),
     columns=_t(
         job_id=pl.Int64,
@@ -329,8 +329,8 @@ JOB_STATS = TableSchema(
     name="job_stats",
     key=("job_id",),
     doc=(
-        "One row for each job that has GPU samples, written with them. energy_j integrates power_w by trapezoids, never "
-        "across a gap; power_mean_w is energy over covered GPU seconds; coverage is covered GPU seconds over "
+        "One row for each job that has GPU samples, written with them. energy_j integrates power_w by trapezoids, "
+        "never across a gap; power_mean_w is energy over covered GPU seconds; coverage is covered GPU seconds over "
         "GPUs x (last - first sample, or the scheduler's run time where known), clipped at 1. Energy by counter is the "
         "driver's own, where the source has it."
     ),

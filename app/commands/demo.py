@@ -68,6 +68,8 @@ def demo(
             progress=None if bar is None else tell,
         )
     show(report)
-    click.echo(f"\nOpen {report.chart} in a browser for the curves; {report.jobs_file} has the class of each job.", err=True)
+    click.echo(
+        f"\nOpen {report.chart} in a browser for the curves; {report.jobs_file} has the class of each job.", err=True
+    )
     if report.partial:
         click.get_current_context().exit(PARTLY_DONE)

@@ -1,7 +1,7 @@
 """Delimited text: bytes become typed frames, quickly where the bytes are clean and carefully where they are not.
 
-Two ways lead to the same frame. `parse_clean` is polars' typed CSV reader plus the proof that nothing was lost; it gives
-up on the least doubt. `parse_careful` then looks at every line and cell of that piece and names what is wrong.
+Two ways lead to the same frame. `parse_clean` is polars' typed CSV reader plus the proof that nothing was lost; it
+gives up on the least doubt. `parse_careful` then looks at every line and cell of that piece and names what is wrong.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def parse_clean(
 ) -> pl.DataFrame | None:
     """Return the typed frame of ``body``, or None unless every line and cell is provably sound.
 
-    Sound: each line has the header's number of fields, each cell has its type or is blank, no ``required`` cell is blank,
-    no value lies outside `quality.LIMITS`. Columns that are not taken are checked for their number only.
+    Sound: each line has the header's number of fields, each cell its type or nothing, no ``required`` cell is blank, no
+    value lies outside `quality.LIMITS`. Columns that are not taken are checked for their number only.
     """
     schema = {
         (column if column is not None else f"_{i}"): (types[column] if column is not None else pl.String())
@@ -268,7 +268,7 @@ def _split_quoted(line: str) -> list[str]:
 def _type_cells(
     text: pl.DataFrame, types: Mapping[str, pl.DataType], required: frozenset[str], exact: frozenset[str]
 ) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]], dict[str, int]]:
-    """Return the typed frame of rows without fault, the faulty rows with their first reason, and sentinels by column."""
+    """Return the typed frame of sound rows, the other rows with their first reason, and sentinels by column."""
     names = [name for name in text.columns if name not in ("line", "raw")]
     reason = pl.Series("reason", [None] * text.height, dtype=pl.String)
     detail = pl.Series("detail", [None] * text.height, dtype=pl.String)

@@ -43,8 +43,9 @@ class CrossValidation:
     ``predictions`` has one row for each scored job: job_id, label, predicted, probability (the mean over its windows
     of the probability of ``predicted``), windows, fold. ``recall`` has one row for each class: label, jobs, correct,
     recall. ``others`` has the class that a model of all labelled jobs gives to each job without a label (columns of
-    ``predictions`` without label and fold): nobody can say whether it is right. ``few`` are the classes with fewer jobs than folds, absent from some tests; ``left_out`` those of a single
-    job, which could not be both learned and tested and count nowhere; ``jobs_without_label`` were not used either.
+    ``predictions`` without label and fold): nobody can say whether it is right. ``few`` are the classes with fewer jobs
+    than folds, absent from some tests; ``left_out`` those of a single job, which could not be both learned
+    and tested and count nowhere; ``jobs_without_label`` were not learned from either.
     """
 
     score: Score

@@ -31,6 +31,7 @@ def small_pieces(monkeypatch):
     """Large files are those of over a kilobyte, read in pieces of a few lines."""
     monkeypatch.setattr(scan, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(scan, "PIECE_BYTES", 300)
+    monkeypatch.setattr("ingest.reading.PIECE_BYTES", 300)
     monkeypatch.setattr(scan, "BATCH_BYTES", 900)
     monkeypatch.setattr(scan, "CAREFUL_BYTES", 200)
 
@@ -333,6 +334,7 @@ def test_an_interleaved_file_is_the_same_in_pieces_as_at_once(tmp_path, request,
     whole = take(tmp_path / "in", tmp_path / "whole")
     request.getfixturevalue(sizes)
     monkeypatch.setattr(scan, "PIECE_BYTES", 2000)
+    monkeypatch.setattr("ingest.reading.PIECE_BYTES", 2000)
     monkeypatch.setattr(scan, "BATCH_BYTES", 6000)
     for module in (plan, checksum):
         monkeypatch.setattr(module, "BLOCK_BYTES", 8192 if sizes == "small_shares" else 2**20)

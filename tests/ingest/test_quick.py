@@ -158,7 +158,8 @@ def test_a_word_with_a_quote_or_a_foreign_letter_is_doubtful() -> None:
 def test_without_a_compiler_the_build_goes_on(tmp_path: Path) -> None:
     root = Path(quick.__file__).parents[2]
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from hatch_build import compile_library;"
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+        "from hatch_build import compile_library;"
         "print(compile_library(Path(sys.argv[1]) / 'ingest/sources/_quick.c', Path(sys.argv[2]) / '_quick.so'))"
     )
 
