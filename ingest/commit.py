@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from ingest.errors import LakeError
 from ingest.head import Head, LakePart, finish_moves, sync_folder, write_head
 from ingest.manifest import INPUTS_SCHEMA, read_inputs, read_pieces, write_index
 from ingest.parts import write_part
-from ingest.reconcile import Plan, reconcile, siblings
+from ingest.reconcile import Plan, companions, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Part
 from ingest.refusals import Refusals, compare, is_refusal
 from ingest.rewrite import RewriteResult, RewriteSpec, rewrite_part
@@ -32,13 +32,7 @@ _REMADE: Final = frozenset({"job_stats", "devices", "quality"})
 
 
 def commit(spec: CommitSpec) -> CommitResult:
-    """Bring the lake to its next state, unless some files must be read again first.
-
-    Raises
-    ------
-    LakeError
-        If a file changed and another of its series cannot be read again.
-    """
+    """Bring the lake to its next state, unless some files must be read again, or be left out, first."""
     root = Path(spec.lake)
     inputs = read_inputs(root, spec.head).filter(pl.col("cluster") == spec.cluster)
     pieces = read_pieces(root, spec.head)
@@ -49,16 +43,16 @@ def commit(spec: CommitSpec) -> CommitResult:
     fresh = pl.concat(new) if new else conform_pieces(live.clear())
     builder = _Builder(spec, root, paths)
     replaced = {r.name for r in spec.records if r.status == "replaced"}
-    again, lost = _siblings(spec.records, inputs, siblings(live, replaced))
-    again |= _waiting(spec.records, fresh, builder.rejected("no_base_sample")) - replaced
-    if again:
-        return CommitResult(rescan=tuple(sorted(again)))
+    found = _companions(spec.records, inputs, companions(live))
+    again, lost = found.again | _waiting(spec.records, fresh, builder.rejected("no_base_sample")), found.lost
+    if found.held or again:
+        return CommitResult(rescan=tuple(sorted(again)), held=found.held)
     refusals = compare(spec.records, builder.refused(), met=(spec.source_name,))
     changed = {r.name for r in spec.records if r.is_taken}
     if not changed and refusals.is_settled:
         records = refusals.settle(spec.records)
         rows = _table_rows(spec.head.parts, spec.cluster)
-        return CommitResult(spec.head.generation, (), records, rows, refusals.settled_reasons())
+        return CommitResult(spec.head.generation, records=records, tables=rows, reasons=refusals.settled_reasons())
     plan = reconcile(live, fresh, replaced | set(lost))
     rewritten = [
         rewrite_part(RewriteSpec(rewrite, spec.staging, f"rewrite-{i:05d}")) for i, rewrite in enumerate(plan.rewrites)
@@ -77,29 +71,42 @@ def commit(spec: CommitSpec) -> CommitResult:
     reasons = Counter(refusals.settled_reasons())
     for reason, n in new_quality:
         reasons[reason] += n
-    return CommitResult(head.generation, (), records, _table_rows(head.parts, spec.cluster), dict(reasons))
+    rows = _table_rows(head.parts, spec.cluster)
+    return CommitResult(head.generation, records=records, tables=rows, reasons=dict(reasons))
 
 
-def _siblings(records: Iterable[FileRecord], inputs: pl.DataFrame, names: set[str]) -> tuple[set[str], dict[str, int]]:
-    """Return which of the changed files' siblings are to be read again, and the extended ones that cannot be.
+@dataclass(frozen=True, slots=True)
+class _Companions:
+    """What is to be done about files that share a series with one that changed.
 
-    The latter, with their rows, are forgotten: what they had completed is gone, and they are new when they come again.
+    ``again``: to be read again. ``lost``, with their rows: extended files that are not at hand; they are forgotten,
+    since what they had completed goes, and are new when they come again. ``held``, with the reason: changed files that
+    cannot be taken, since a companion is refused or not at hand.
     """
+
+    again: set[str] = field(default_factory=set)
+    lost: dict[str, int] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
+
+
+def _companions(records: Iterable[FileRecord], inputs: pl.DataFrame, groups: Iterable[set[str]]) -> _Companions:
     met = {r.name: r for r in records}
     known = {name: (kind, rows) for name, kind, rows in inputs.select("name", "kind", "rows_merged").iter_rows()}
-    again, lost = set[str](), dict[str, int]()
-    for name in sorted(names):
-        if name in met and met[name].status != "refused":
-            again.add(name)
-        elif name not in met and known.get(name, ("", 0))[0] == "gpu_extended":
-            lost[name] = max(known[name][1], 1)
+    found = _Companions()
+    for group in groups:
+        replaced = {name for name in group if name in met and met[name].status == "replaced"}
+        absent = {name for name in group if name not in met}
+        refused = {name for name in group - replaced - absent if met[name].status == "refused"}
+        away = {name for name in absent if known.get(name, ("", 0))[0] != "gpu_extended"}
+        if not replaced:
+            continue
+        if refused or away:
+            why = f"{min(refused)} is refused" if refused else f"{min(away)} is not in this source"
+            found.held.update(dict.fromkeys(replaced, why))
         else:
-            state = f"was refused ({met[name].reason})" if name in met else "is not in this source"
-            raise LakeError(
-                f"{name} {state}, but another file of its series has changed; nothing was committed: ingest sound "
-                "copies of both together, or take what there is with --force"
-            )
-    return again, lost
+            found.again.update(group - replaced - absent)
+            found.lost.update({name: max(known[name][1], 1) for name in absent})
+    return found
 
 
 def _waiting(records: Iterable[FileRecord], fresh: pl.DataFrame, orphans: pl.DataFrame) -> set[str]:

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
@@ -18,7 +18,7 @@ from ingest.checksum import join_blocks
 from ingest.errors import JobwattError, LakeError, SourceError
 from ingest.head import STAGING, Head, writing
 from ingest.quality import is_defect
-from ingest.records import CommitResult, CommitSpec, FileRecord, IngestPlan, PlanSpec, ScanResult, ScanSpec
+from ingest.records import CommitResult, CommitSpec, FileRecord, IngestPlan, PlanSpec, ScanFile, ScanResult, ScanSpec
 from ingest.runner import PoolRunner, Runner, usable_cores
 from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES, is_url
 
@@ -149,6 +149,7 @@ class _Run:
         self._done_files = 0
         self.plan: IngestPlan | None = None
         self.unknown_columns: dict[str, list[str]] = {}
+        self._specs: dict[str, ScanSpec] = {}
 
     def ingest(
         self, source: str, cluster: str | None, force: bool, anonymous: bool, max_member_bytes: int
@@ -167,9 +168,14 @@ class _Run:
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
         commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
-        while (result := self._one(tasks.commit, commit)).rescan:
-            commit = self._rescan(plan, commit, result.rescan)
-        return result
+        while True:
+            result = self._one(tasks.commit, commit)
+            if result.held:
+                commit = self._leave_out(plan, commit, result.held)
+            elif result.rescan:
+                commit = self._rescan(plan, commit, result.rescan)
+            else:
+                return result
 
     def _one(self, task: Callable[[S], R], spec: S) -> R:
         """Run one task where it costs this process no memory, if there is such a place on this machine."""
@@ -189,6 +195,7 @@ class _Run:
         return results, (*records, *_join_shares(results, specs))
 
     def _map_scan(self, specs: Sequence[ScanSpec]) -> Iterable[ScanResult]:
+        self._specs.update({spec.part: spec for spec in specs})
         for result in self._runner.map(tasks.scan, specs):
             self._done_bytes += result.bytes_read
             self._done_files += len(result.files)
@@ -243,6 +250,17 @@ class _Run:
         records = tuple(again.get(record.name, record) for record in commit.records)
         return replace(commit, results=(*commit.results, *extra), records=records)
 
+    def _leave_out(self, plan: IngestPlan, commit: CommitSpec, held: Mapping[str, str]) -> CommitSpec:
+        """Return the commit without some files that the lake has in an older state, which stays."""
+        kept = [r for r in commit.results if r.part not in self._specs or not held.keys() & _names(self._specs[r.part])]
+        dropped = [self._specs[r.part] for r in commit.results if r not in kept]
+        others = [replace(s, files=tuple(f for f in s.files if f.name not in held), part=f"{s.part}+") for s in dropped]
+        results = [*kept, *self._map_scan([spec for spec in others if spec.files])]
+        results.sort(key=lambda r: r.part)
+        files = {file.name: file for spec in (*plan.specs, *plan.verify) for file in spec.files}
+        records = tuple(_as_known(r, files[r.name], held[r.name]) if r.name in held else r for r in commit.records)
+        return replace(commit, results=tuple(results), records=records)
+
     def _tell(self) -> None:
         if self._progress is not None and self.plan is not None:
             total = max(self.plan.total_bytes, self._done_bytes)
@@ -266,6 +284,21 @@ class _Run:
         parent = self._root / STAGING
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
+
+
+def _names(spec: ScanSpec) -> set[str]:
+    return {file.name for file in spec.files}
+
+
+def _as_known(record: FileRecord, file: ScanFile, why: str) -> FileRecord:
+    """Return the record of a file that stays as the lake knows it."""
+    known = file.known
+    if known is None:
+        raise JobwattError(f"{file.name}: its old rows are not in the lake; please report this")
+    stays = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
+    stays = replace(stays, rows_in=known.rows_in, rows_unchanged=known.rows_in)
+    is_same = record.checksum == known.checksum
+    return stays if is_same else replace(stays, status="refused", reason="companion_missing", detail=why)
 
 
 def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> list[FileRecord]:

@@ -91,6 +91,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "bad_line_ends": (DEFECT, "the lines of the file end with carriage returns alone"),
     "shrunken": (DEFECT, "the file is shorter than what was taken from it before; --force takes it all the same"),
     "series_from_other_file": (DEFECT, "another file has the rows of this job (or the log) already"),
+    "companion_missing": (
+        DEFECT,
+        "the file changed, but another of its series is refused or not here; its old rows stay",
+    ),
     "unreadable": (DEFECT, "the file cannot be opened"),
     "unsafe_member": (DEFECT, "an archive member with an absolute path, '..', or that is a link or a device"),
     "repeated_member": (DEFECT, "a file of a name that the source has already"),

@@ -44,19 +44,13 @@ class Plan:
     merged_series: pl.DataFrame
 
 
-def siblings(live: pl.DataFrame, replaced: Iterable[str]) -> set[str]:
-    """Return the inputs that share a series with a replaced one and are not replaced themselves."""
-    names = set(replaced)
-    shared = live.filter(pl.col("input").str.contains(SEPARATOR, literal=True))["input"].unique().to_list()
-    groups = [set(group.split(SEPARATOR)) for group in shared]
-    found: set[str] = set()
-    grown = True
-    while grown:
-        grown = False
-        for group in groups:
-            if group & (names | found) and not group <= names | found:
-                found |= group - names
-                grown = True
+def companions(live: pl.DataFrame) -> list[set[str]]:
+    """Return the sets of inputs that share series, directly or through one another."""
+    found: list[set[str]] = []
+    for entry in live.filter(pl.col("input").str.contains(SEPARATOR, literal=True))["input"].unique().sort():
+        names = set(entry.split(SEPARATOR))
+        apart = [group for group in found if names.isdisjoint(group)]
+        found = [*apart, names.union(*(group for group in found if not names.isdisjoint(group)))]
     return found
 
 

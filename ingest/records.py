@@ -181,10 +181,14 @@ class CommitSpec:
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """The state after the run; or, with ``rescan``, the files that must be read again first, with nothing committed."""
+    """The state after the run; or, with nothing committed, what must be done first.
+
+    ``rescan`` are files that must be read again; ``held``, with the reason, are files that must be left out.
+    """
 
     generation: int = 0
     rescan: tuple[str, ...] = ()
+    held: Mapping[str, str] = field(default_factory=dict)
     records: tuple[FileRecord, ...] = ()
     tables: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)

@@ -58,6 +58,41 @@ def summarise_series(rows: Sequence[Row]) -> Row:
     }
 
 
+def counter_gain_j(rows: Sequence[Row]) -> float | None:
+    """Return what an energy counter gained over one series; a step back, a driver's new start, is none."""
+    values = present(rows, "energy_counter_j")
+    return float(sum(max(b - a, 0.0) for a, b in itertools.pairwise(values))) if values else None
+
+
+def summarise_job(series: Sequence[Sequence[Row]], run_s: float | None) -> Row:
+    """Return what ``job_stats`` says of one job, out of its series by time and the scheduler's run time."""
+    rows = [row for one in series for row in one]
+    parts = [summarise_series(one) for one in series]
+    gains = [counter_gain_j(one) for one in series]
+    power, util = present(rows, "power_w"), present(rows, "gpu_util_pct")
+    first, last = min(row["time"] for row in rows), max(row["time"] for row in rows)
+    energy, covered = sum(part["energy_j"] for part in parts), sum(part["covered_s"] for part in parts)
+    due_s = (run_s or (last - first).total_seconds()) * len(series)
+    return {
+        "nodes": len({row["node"] for row in rows}),
+        "gpus": len(series),
+        "samples": len(rows),
+        "first_time": first,
+        "last_time": last,
+        "covered_gpu_s": covered,
+        "coverage": min(covered / due_s, 1.0) if due_s > 0 else None,
+        "gaps": sum(part["gaps"] for part in parts),
+        "longest_gap_s": max(part["longest_gap_s"] for part in parts),
+        "energy_j": energy if power else None,
+        "energy_counter_j": None if None in gains else sum(gain for gain in gains if gain is not None),
+        "power_mean_w": energy / covered if covered > 0 else None,
+        "power_max_w": max(power, default=None),
+        "gpu_util_mean_pct": sum(util) / len(util) if util else None,
+        "memory_used_max_mib": max(present(rows, "memory_used_mib"), default=None),
+        "gpu_temp_max_c": max(present(rows, "gpu_temp_c"), default=None),
+    }
+
+
 def summarise_minute(rows: Sequence[Row]) -> Row:
     """Return what ``gpu_minutes`` says of one minute of one series."""
     power, util = present(rows, "power_w"), present(rows, "gpu_util_pct")

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import checksum, plan, scan
-from ingest.errors import LakeError
 from ingest.synthetic_files import pack
 from tests.gpu_files import HEADER
 from tests.small_sources import (
@@ -251,27 +250,40 @@ def test_a_twin_that_shrank_is_refused_and_what_it_had_completed_stays(tmp_path)
     assert forced.refused() == []
 
 
-def test_a_file_that_changed_while_its_twin_is_refused_stops_the_ingest_and_says_what_to_do(tmp_path):
+def test_a_file_that_changed_while_its_twin_is_refused_waits_and_the_other_files_are_taken(tmp_path, reading):
+    put(tmp_path, range(3))
     put_twins(tmp_path, 10, 10)
     take(tmp_path / "in", tmp_path / "lake")
-    put_twins(tmp_path, 12, 6)
-    before = snapshot(tmp_path / "lake")
-    with pytest.raises(LakeError, match=r"gpu_extended/0001/101-n1.csv was refused \(shrunken\).*--force"):
-        take(tmp_path / "in", tmp_path / "lake")
-    assert snapshot(tmp_path / "lake") == before
-    assert len(take_twice(tmp_path / "in", tmp_path / "lake", force=True).series()) == 12
+    put_twins(tmp_path, 40, 6)
+    write(tmp_path, "in/gpu/0003/103-n1.csv", gpu_file(gpu_row(0, 7), "prose"))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    twin = "gpu_extended/0001/101-n1.csv"
+    assert taken.refused() == [(GPU_FILE, "companion_missing", 0), (twin, "shrunken", 0)]
+    assert f"{twin} is refused" in [detail for (detail,) in taken.rows("quarantine", "detail")]
+    assert taken.series() == [(float(i), 100.0) for i in range(10)]
+    assert taken.lake.read_series(101)["energy_counter_j"].null_count() == 0
+    assert taken.series(103) == [(0.0, 7.0)]
+    assert_other_is_untouched(taken)
+    forced = take_twice(tmp_path / "in", tmp_path / "lake", force=True)
+    assert len(forced.series()) == 40
+    assert forced.refused() == []
 
 
-def test_a_joined_file_that_changed_without_the_other_at_hand_stops_the_ingest_and_names_it(tmp_path):
-    write(tmp_path, "in/gpu/0001/101-n1.csv", gpu_file(*[gpu_row(i, 100) for i in range(5)]))
-    write(tmp_path, "in/gpu/0002/101-n1.csv", gpu_file(*[gpu_row(i, 200) for i in range(5, 9)]))
+def test_a_joined_file_that_changed_without_the_other_at_hand_waits_for_it(tmp_path, reading):
+    write(tmp_path, "in/gpu/0001/101-n1.csv", gpu_file(*[gpu_row(i, 100) for i in range(50)]))
+    write(tmp_path, "in/gpu/0002/101-n1.csv", gpu_file(*[gpu_row(i, 200) for i in range(50, 90)]))
+    write(tmp_path, "in/gpu_extended/0001/101-n1.csv", lines(EXTENDED_HEADER))
     take(tmp_path / "in", tmp_path / "lake")
+    other = (tmp_path / "in/gpu/0002/101-n1.csv").read_bytes()
     (tmp_path / "in/gpu/0002/101-n1.csv").unlink()
-    write(tmp_path, "in/gpu/0001/101-n1.csv", gpu_file(*[gpu_row(i, 100) for i in range(7)]))
-    before = snapshot(tmp_path / "lake")
-    with pytest.raises(LakeError, match=r"gpu/0002/101-n1.csv is not in this source, but another file of its series"):
-        take(tmp_path / "in", tmp_path / "lake")
-    assert snapshot(tmp_path / "lake") == before
+    write(tmp_path, "in/gpu/0001/101-n1.csv", gpu_file(*[gpu_row(i, 100) for i in range(52)]))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert taken.refused() == [("gpu/0001/101-n1.csv", "companion_missing", 0)]
+    assert taken.series() == [(float(i), 100.0 if i < 50 else 200.0) for i in range(90)]
+    write(tmp_path, "in/gpu/0002/101-n1.csv", other)
+    whole = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert whole.series() == [(float(i), 100.0 if i < 52 else 200.0) for i in range(90)]
+    assert whole.refused() == []
 
 
 @pytest.mark.parametrize("form", ["", ".tar", ".tar.gz"])

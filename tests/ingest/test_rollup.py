@@ -67,6 +67,7 @@ def series_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
                     "memory_used_mib": draw(maybe(st.integers(0, 32_000))),
                     "memory_free_mib": draw(maybe(st.integers(0, 32_000))),
                     "gpu_temp_c": draw(maybe(st.integers(20, 90))),
+                    "energy_counter_j": draw(maybe(st.integers(0, 10**9).map(float))),
                 }
             )
     return rows
@@ -141,6 +142,31 @@ def test_pieces_cut_anywhere_add_up_to_the_whole(rows: list[dict[str, Any]], dat
     whole, parts = join_pieces(pieces_of(frame)), join_pieces(pieces_of(frame[:cut], frame[cut:]))
     assert_frame_equal(whole, parts, check_row_order=False, rel_tol=1e-9, abs_tol=1e-6)
     assert_frame_equal(minutes_of(frame), minutes_of(frame[:cut], frame[cut:]), rel_tol=1e-5)
+
+
+@settings(max_examples=50)
+@given(series_rows(), st.dictionaries(st.integers(1, 3), st.integers(0, 9_000)), st.data())
+def test_every_job_is_summed_up_as_by_plain_loops(
+    rows: list[dict[str, Any]], run_s: dict[int, int], data: st.DataObject
+) -> None:
+    if not rows:
+        return
+    frame = samples(rows)
+    cut = data.draw(st.integers(0, frame.height))
+    jobs = [
+        {"job_id": job_id, "attempt": 0, "start_time": START, "end_time": START + timedelta(seconds=seconds)}
+        for job_id, seconds in run_s.items()
+    ]
+    known = JOBS.conform(pl.DataFrame(jobs)) if jobs else JOBS.empty()
+    found = summarise_jobs(join_pieces(pieces_of(frame[:cut], frame[cut:])), known)
+    series = naive.by_series(rows)
+    assert found["job_id"].to_list() == sorted({key[0] for key in series} - {None})
+    for row in found.iter_rows(named=True):
+        mine = [one for key, one in series.items() if key[0] == row["job_id"]]
+        expected = naive.summarise_job(mine, run_s.get(row["job_id"]))
+        times = {name: expected.pop(name) for name in ("first_time", "last_time")}
+        assert {name: row[name] for name in times} == times
+        assert_close(row, expected, rel=1e-9)
 
 
 def one_gpu(power_w: list[float], counter_j: list[float | None]) -> pl.DataFrame:
