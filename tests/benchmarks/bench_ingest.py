@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from ingest.lake import Lake
 
+from ingest.lake import Lake
 from tests.benchmarks.archives import Archive, challenge_archive, fresh, read_through, run_ingest
 from tests.benchmarks.measure import PEERS, Run, run_pairs, run_process, spread
 from tests.benchmarks.report import table

@@ -11,8 +11,8 @@ from pathlib import Path
 import duckdb
 import polars as pl
 import polars.testing
-from ingest.lake import Lake
 
+from ingest.lake import Lake
 from tests.benchmarks.archives import challenge_archive, fresh, run_ingest
 from tests.benchmarks.measure import spread, time_calls
 from tests.benchmarks.report import table

@@ -141,7 +141,7 @@ class _Denying(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def do_HEAD(self) -> None:  # noqa: N815 (http.server's name)
+    def do_HEAD(self) -> None:
         self.do_GET()
 
     def log_message(self, format: str, *args: object) -> None:

@@ -1,0 +1,31 @@
+"""How much memory an ingest takes: the whole process tree, whatever the size of the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ingest.synthetic_hpca import make_hpca_archive
+from tests.benchmarks.measure import JOBWATT, Run, run_process
+
+LIMIT_MIB = 400
+GROWTH = 1.15
+
+
+def weigh_ingest(folder: Path, target_bytes: float) -> Run:
+    """Take one interleaved file of about so many bytes into a lake, with two workers, and return the run."""
+    truth = make_hpca_archive(folder / "archive", rng=9, n_jobs=40, target_bytes=target_bytes, workers=2)
+    assert (folder / "archive" / "nvidia_smi.csv").stat().st_size == pytest.approx(target_bytes, rel=0.1)
+    command = [str(JOBWATT), "lake", "ingest", str(folder / "archive"), "--lake", str(folder / "lake")]
+    run = run_process([*command, "--workers", "2", "--format", "json"], watch_memory=True)
+    assert json.loads(run.output)["tables"]["gpu_samples"] == truth.rows["gpu_samples"]
+    return run
+
+
+@pytest.mark.slow
+def test_memory_stays_below_its_bar_and_does_not_grow_with_the_file(tmp_path):
+    small, large = weigh_ingest(tmp_path / "small", 60e6), weigh_ingest(tmp_path / "large", 300e6)
+    assert large.rss_mib <= LIMIT_MIB, f"{large.rss_mib:.0f} MiB"
+    assert large.rss_mib <= GROWTH * small.rss_mib, f"{small.rss_mib:.0f} MiB, then {large.rss_mib:.0f}"
