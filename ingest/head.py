@@ -278,6 +278,12 @@ def writing(root: Path) -> Iterator[Head]:
         If ``root`` cannot be a lake, or is one that cannot be read.
     """
     is_new = not root.exists()
+    stray = next(root.glob("*/cluster=*/*.parquet"), None)
+    if stray is not None and not (root / MANIFEST / HEAD).exists():
+        raise LakeError(
+            f"{root} has files such as {stray.relative_to(root)} but no {MANIFEST}/{HEAD}; "
+            "restore that from a backup, or give an empty folder"
+        )
     with _locked(root) as lock:
         try:
             yield finish_moves(root, read_head(root)) if (root / MANIFEST / HEAD).exists() else Head()

@@ -154,13 +154,13 @@ class Lake:
         frame = pl.from_arrow(tables[0] if len(tables) == 1 else pa.concat_tables(tables))
         if not isinstance(frame, pl.DataFrame):
             raise TypeError("a table was expected")
-        return frame.select(names)
+        return frame
 
-    def _read_rows(self, part: str, row_start: int, rows: int, columns: Sequence[str]) -> pa.Table:
+    def _read_rows(self, part: str, row_start: int, rows: int, columns: list[str]) -> pa.Table:
         file, ends = self._open(part)
         first = int(np.searchsorted(ends, row_start, side="right"))
         last = int(np.searchsorted(ends, row_start + rows, side="left"))
-        table = file.read_row_groups(list(range(first, last + 1)), columns=list(columns), use_threads=False)
+        table = file.read_row_groups(list(range(first, last + 1)), columns=columns, use_threads=False).select(columns)
         offset = row_start - (int(ends[first - 1]) if first else 0)
         return table.slice(offset, rows)
 

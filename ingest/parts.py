@@ -63,6 +63,7 @@ class PartWriter:
             column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
             write_statistics=list(table.key),
             write_batch_size=65_536,
+            write_page_checksum=True,
             store_schema=False,
         )
 

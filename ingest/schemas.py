@@ -361,7 +361,8 @@ QUARANTINE = TableSchema(
     key=("file", "line"),
     doc=(
         "Every row that could not be taken, with its raw line (bytes that are not UTF-8 written as \\xNN) and a stable "
-        "reason code. line counts from 1 with the header; null: the whole file, which stands for that many rows."
+        "reason code. line counts from 1 with the header; null: the whole file, which stands for that many rows, or, "
+        "with a raw text of names and values, a row that was found out when the pieces of its series were joined."
     ),
     columns=_t(
         file=pl.String, line=pl.Int64, rows=pl.Int64, table=pl.String, reason=pl.String, detail=pl.String, raw=pl.String

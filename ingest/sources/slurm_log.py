@@ -168,14 +168,15 @@ def _memory() -> tuple[pl.Expr, pl.Expr, pl.Expr, pl.Expr]:
     from_unsigned = pl.when(unsigned > half).then(unsigned - half - 1).otherwise(unsigned).cast(pl.Int64, strict=False)
     from_signed = (signed + pl.lit(2**63 - 1, dtype=pl.Int64)) + 1
     exact = pl.when(signed < 0).then(from_signed).otherwise(from_unsigned)
-    small = pl.when(unsigned.is_null() & signed.is_null() & rounded.is_between(0, 2.0**53)).then(rounded.cast(pl.Int64))
+    is_whole = rounded.is_between(0, 2.0**53) & (rounded == rounded.floor())
+    small = pl.when(unsigned.is_null() & signed.is_null() & is_whole).then(rounded.cast(pl.Int64, strict=False))
     value = pl.coalesce(exact, small)
     no_value = value.is_in(NO_VALUE_32) | (value >= 2**62)
     per_cpu = (
         pl.when(unsigned.is_not_null() | signed.is_not_null())
         .then((unsigned > half).fill_null(False) | (signed < 0).fill_null(False))
-        .when(rounded.is_between(0, 2.0**64))
-        .then(rounded >= 2.0**63)
+        .when(small.is_not_null())
+        .then(False)
     )
     unknown = raw.is_not_null() & value.is_null()
     return (

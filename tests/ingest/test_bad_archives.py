@@ -285,16 +285,13 @@ def test_a_folder_and_its_archives_make_the_same_tables_and_are_the_same_input(t
     assert again.report.rows_unchanged == again.report.rows_in == first.report.rows_in
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_folders_above_the_root_do_not_matter(tmp_path, folder, as_folder, form):
-    (tmp_path / "release" / "v1").mkdir(parents=True)
-    (tmp_path / "release" / "v1" / "data").symlink_to(folder)
-    (tmp_path / "release" / "v1" / "README.md").write_text("about")
+def test_folders_above_the_root_do_not_matter(tmp_path, folder, as_folder):
     with tarfile.open(tmp_path / "in.tar", "w") as tar:
         tar.add(folder, arcname="release/v1/data")
-    source = write(tmp_path, f"packed{form}", packed((tmp_path / "in.tar").read_bytes(), form))
+    source = write(tmp_path, "packed.tar.gz", packed((tmp_path / "in.tar").read_bytes(), ".tar.gz"))
     taken = take_twice(source, tmp_path / "lake")
     here, there = tables(tmp_path / "lake"), tables(as_folder)
     for name in there:
         assert here[name].equals(there[name]), name
     assert taken.report.rows_in > 0
+    assert taken.report.ignored_files == []

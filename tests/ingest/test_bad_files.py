@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 import zstandard
 
+from ingest import tasks
 from ingest.errors import SourceError
+from ingest.records import IngestPlan, PlanSpec
 from ingest.sources import inflate
 from tests.gpu_files import HEADER
 from tests.small_sources import (
@@ -115,28 +117,27 @@ def test_a_log_with_an_exponent_for_an_id_and_a_node_list_of_strings_is_taken_wh
 # -- names and places --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "reason", "rows"),
-    [
-        ("gpu/0001/notes.csv", "bad_file_name", 3),
-        ("gpu/0001/1.0e+13-n1.csv", "bad_file_name", 3),
-        ("gpu/0001/101.csv", "bad_file_name", 3),
-        ("gpu/0001/-5-n1.csv", "bad_file_name", 3),
-        ("gpu/0001/1234567890123456789-n1.csv", "bad_file_name", 3),
-        ("cpu/0001/101.csv", "bad_file_name", 3),
-        ("more-samples.csv", "unknown_file", 3),
-        ("power/samples.csv", "unknown_file", 3),
-        ("gpu/0001/a\nb/103-n1.csv", "bad_file_name", 0),
-        ("gpu/0001/103-n\x1b[31m.csv", "bad_file_name", 0),
-    ],
-)
-def test_a_file_of_a_name_that_does_not_parse_is_refused_and_the_others_are_taken(tmp_path, name, reason, rows):
-    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*ROWS))
-    write(tmp_path, f"in/{name}", gpu_file(*ROWS))
+BAD_NAMES = {
+    "gpu/0001/notes.csv": ("bad_file_name", 3),
+    "gpu/0001/1.0e+13-n1.csv": ("bad_file_name", 3),
+    "gpu/0001/101.csv": ("bad_file_name", 3),
+    "gpu/0001/-5-n1.csv": ("bad_file_name", 3),
+    "gpu/0001/1234567890123456789-n1.csv": ("bad_file_name", 3),
+    "cpu/0001/101.csv": ("bad_file_name", 3),
+    "more-samples.csv": ("unknown_file", 3),
+    "power/samples.csv": ("unknown_file", 3),
+    "gpu/0001/a\nb/103-n1.csv": ("bad_file_name", 0),
+    "gpu/0001/103-n\x1b[31m.csv": ("bad_file_name", 0),
+}
+
+
+def test_files_of_names_that_do_not_parse_are_refused_with_their_rows_and_the_others_are_taken(tmp_path):
+    for name in [GPU_FILE, *BAD_NAMES]:
+        write(tmp_path, f"in/{name}", gpu_file(*ROWS))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
-    shown = name.replace("\n", "\\x0a").replace("\x1b", "\\x1b")
-    assert taken.refused() == [(shown, reason, rows)]
-    assert (taken.report.rows_quarantined, taken.report.files_refused, taken.report.partial) == (rows, 1, True)
+    shown = {name.replace("\n", "\\x0a").replace("\x1b", "\\x1b"): why for name, why in BAD_NAMES.items()}
+    assert taken.refused() == sorted((name, *why) for name, why in shown.items())
+    assert (taken.report.rows_quarantined, taken.report.files_refused, taken.report.partial) == (24, 10, True)
     assert taken.powers() == SOUND
 
 
@@ -226,12 +227,12 @@ def test_samples_of_a_job_that_the_log_does_not_have_are_stored_and_counted(tmp_
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n", b"\r\n"])
-def test_an_empty_file_is_refused_by_that_name(tmp_path, content):
-    write(tmp_path, f"in/{GPU_FILE}", content)
-    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(*ROWS))
+def test_empty_files_are_refused_by_that_name(tmp_path):
+    for i, content in enumerate([b"", b"\xef\xbb\xbf", b"\n", b"\r\n"]):
+        write(tmp_path, f"in/gpu/0001/{200 + i}-n1.csv", content)
+    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*ROWS))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
-    assert taken.refused() == [(GPU_FILE, "empty_file", 0)]
+    assert taken.refused() == [(f"gpu/0001/{200 + i}-n1.csv", "empty_file", 0) for i in range(4)]
     assert taken.powers() == SOUND
 
 
@@ -242,12 +243,12 @@ def test_rows_below_an_empty_header_are_counted_as_quarantined(tmp_path):
     assert taken.report.rows_quarantined == 3
 
 
-@pytest.mark.parametrize("below", ["", "\n", "\n\n   \n"])
-def test_a_file_of_a_header_alone_is_taken_as_no_rows(tmp_path, below):
-    write(tmp_path, f"in/{GPU_FILE}", HEADER + "\n" + below)
-    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(*ROWS))
+def test_files_of_a_header_alone_are_taken_as_no_rows(tmp_path):
+    for i, below in enumerate(["", "\n", "\n\n   \n"]):
+        write(tmp_path, f"in/gpu/0001/{200 + i}-n1.csv", HEADER + "\n" + below)
+    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*ROWS))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
-    assert (taken.report.rows_in, taken.report.files, taken.report.partial) == (3, 2, False)
+    assert (taken.report.rows_in, taken.report.files, taken.report.partial) == (3, 4, False)
     assert taken.powers() == SOUND
 
 
@@ -291,12 +292,12 @@ def zlib_prefix(packed: bytes) -> bytes:
     return zlib.decompressobj(wbits=31).decompress(packed)
 
 
-@pytest.mark.parametrize("packed", [gzip.compress(b"x" * 999)[:11], b"\x1f\x8b", b"no gzip at all"])
-def test_a_compressed_file_of_which_no_line_can_be_read_is_refused(tmp_path, packed):
-    write(tmp_path, f"in/{GPU_FILE}.gz", packed)
-    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(*ROWS))
+def test_compressed_files_of_which_no_line_can_be_read_are_refused(tmp_path):
+    for i, packed in enumerate([gzip.compress(b"x" * 999)[:11], b"\x1f\x8b", b"no gzip at all"]):
+        write(tmp_path, f"in/gpu/0001/{200 + i}-n1.csv.gz", packed)
+    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*ROWS))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
-    assert taken.refused() == [(GPU_FILE, "truncated", 0)]
+    assert taken.refused() == [(f"gpu/0001/{200 + i}-n1.csv", "truncated", 0) for i in range(3)]
     assert taken.powers() == SOUND
 
 
@@ -325,6 +326,22 @@ def test_a_file_over_the_limit_is_refused_compressed_or_not(tmp_path):
     write(tmp_path, "in/gpu/0001/103-n1.csv", gpu_file(*ROWS))
     taken = take_twice(tmp_path / "in", tmp_path / "lake", max_member_bytes=1000)
     assert taken.refused() == [("gpu/0001/101-n1.csv", "too_large", 0), ("gpu/0001/102-n1.csv", "too_large", 0)]
+    assert taken.powers() == SOUND
+
+
+def test_a_file_that_vanishes_between_plan_and_scan_is_refused_and_the_others_are_taken(tmp_path, monkeypatch):
+    gone = write(tmp_path, f"in/{GPU_FILE}", gpu_file(*ROWS))
+    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(*ROWS))
+    make_plan = tasks.plan
+
+    def plan_and_lose(spec: PlanSpec) -> IngestPlan:
+        plan = make_plan(spec)
+        gone.unlink()
+        return plan
+
+    monkeypatch.setattr(tasks, "plan", plan_and_lose)
+    taken = take(tmp_path / "in", tmp_path / "lake")
+    assert taken.refused() == [(GPU_FILE, "unreadable", 0)]
     assert taken.powers() == SOUND
 
 

@@ -260,6 +260,18 @@ def test_every_step_of_a_commit_is_durable_before_the_next(root, monkeypatch):
     ]
 
 
+def test_files_that_no_head_speaks_for_are_left_alone(root):
+    """A folder of somebody else's tables, or a lake whose head was lost, must not be taken for a new lake."""
+    (root / "jobs/cluster=one/a").rename(root / "jobs/cluster=one/a.parquet")
+    (root / "_manifest" / "HEAD.json").unlink()
+    before = sorted(root.rglob("*"))
+    with pytest.raises(
+        LakeError, match=r"has files such as jobs/cluster=one/a.parquet but no _manifest/HEAD.json; rest"
+    ):
+        writing(root).__enter__()
+    assert sorted(root.rglob("*")) == before
+
+
 # -- the lock ----------------------------------------------------------------------------------------------------------
 
 

@@ -80,13 +80,13 @@ def assert_nothing_is_lost(folder, content: bytes) -> None:
     assert times.equals(times.sort("node", "gpu_index", "time"))
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(mutations(gpu_file(*ROWS).encode()))
 def test_a_mutated_file_loses_no_row_and_stops_nothing(tmp_path_factory, content):
     assert_nothing_is_lost(tmp_path_factory.mktemp("mutated"), content)
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=mutations(gpu_file(*ROWS, *[gpu_row(i, 9) for i in range(2, 50)]).encode()))
 def test_a_mutated_file_loses_no_row_in_pieces_and_shares(tmp_path_factory, content):
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +104,7 @@ def test_a_mutated_file_loses_no_row_and_stops_nothing_at_length(tmp_path_factor
     assert_nothing_is_lost(tmp_path_factory.mktemp("mutated"), content)
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(mutations(lines(LOG_HEADER, *[log_row(100 + i) for i in range(6)], log_row(103, state=7)).encode()))
 def test_a_mutated_log_loses_no_row_and_stops_nothing(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("mutated")
@@ -142,19 +142,19 @@ def assert_parsers_agree(name: str, header_line: str, body: bytes) -> None:
             assert_frame_equal(rows_of(clean, kind), rows_of(careful.frame, kind), check_exact=True)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(mutations(lines(*ROWS).encode()))
 def test_what_a_quick_parser_accepts_of_gpu_samples_is_what_the_careful_one_reads(body):
     assert_parsers_agree("gpu", HEADER, body)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(mutations(lines(*[log_row(100 + i) for i in range(4)]).encode()))
 def test_what_the_quick_parser_accepts_of_a_log_is_what_the_careful_one_reads(body):
     assert_parsers_agree("jobs", LOG_HEADER, body)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(*[st.sampled_from([*CELLS, b"5", b"5", b"5"])] * 3), min_size=1, max_size=4))
 def test_cells_of_every_spelling_are_read_alike(cells):
     body = b"".join(b"%d.5,0,%s,10,%s,2000,40,41,%s,16\n" % (1_600_000_000 + i, *row) for i, row in enumerate(cells))

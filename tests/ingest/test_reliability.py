@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -20,8 +21,8 @@ import psutil
 import pytest
 
 from app.cli import run
-from ingest.errors import LakeError
-from ingest.head import read_head, writing
+from ingest.errors import LakeBusyError, LakeError
+from ingest.head import Head, read_head, writing
 from ingest.lake import Lake
 from ingest.pipeline import ingest
 from ingest.runner import SerialRunner
@@ -270,6 +271,22 @@ def test_two_first_ingests_at_once_make_one_lake(case, tmp_path):
         assert code == 0 or "LakeBusyError" in said
     assert Lake(lake).check().problems == ()
     assert Lake(lake).info().inputs == sum(path.is_file() for path in case.archive.rglob("*"))
+
+
+def test_a_first_ingest_that_comes_a_moment_late_takes_nothing_from_the_one_that_writes(case, tmp_path, monkeypatch):
+    """The other one takes the lock after this one has seen that there is no lake yet."""
+    lake = tmp_path / "lake"
+    with contextlib.ExitStack() as other:
+
+        def writing_second(root: Path) -> contextlib.AbstractContextManager[Head]:
+            other.enter_context(writing(root))
+            (root / "_manifest" / "inputs-000001.parquet").write_text("the other's")
+            return writing(root)
+
+        monkeypatch.setattr("ingest.pipeline.writing", writing_second)
+        with pytest.raises(LakeBusyError):
+            ingest(str(case.archive), lake, runner=SerialRunner())
+        assert {path.name for path in (lake / "_manifest").iterdir()} == {"LOCK", "inputs-000001.parquet"}
 
 
 # -- no room, no permission --------------------------------------------------------------------------------------------

@@ -121,6 +121,17 @@ def test_local_workers_have_one_thread_each_and_leave_ctrl_c_to_their_parent(mon
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+def test_warming_up_starts_every_worker_and_waits_for_none():
+    with PoolRunner(2) as runner:
+        before = set(psutil.Process().children())
+        began = time.monotonic()
+        runner.warm(sleep)
+        assert time.monotonic() - began < 0.5
+        started = set(psutil.Process().children()) - before
+        assert sum("spawn_main" in " ".join(process.cmdline()) for process in started) == 2
+        assert sorted(runner.map(double, range(3))) == [0, 2, 4]
+
+
 def test_a_killed_worker_is_one_clear_error_and_the_runner_can_be_used_again():
     with PoolRunner(2) as runner:
         with pytest.raises(JobwattError, match=r"^a worker process was killed \(out of memory\?\)"):

@@ -25,7 +25,7 @@ def finish(**columns: list[object]) -> pl.DataFrame:
         (str(4000 - 2**63), 4000, True),  # the same bits read as a signed number
         ("4294967294", None, False),  # NO_VAL
         (str(2**64 - 2), None, True),  # NO_VAL64 has the top bit too
-        ("1000.0", 1000, None),
+        ("1000.0", 1000, False),
         ("9.22337e18", None, None),  # digits lost
         (None, None, None),
     ],
