@@ -20,7 +20,8 @@ from ingest.head import STAGING, Head, writing
 from ingest.quality import is_defect
 from ingest.records import CommitResult, CommitSpec, FileRecord, IngestPlan, PlanSpec, ScanFile, ScanResult, ScanSpec
 from ingest.runner import PoolRunner, Runner, usable_cores
-from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES, is_url
+from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
+from ingest.sources.remote import is_url
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -105,7 +106,6 @@ def ingest(
     if not is_url(source) and not Path(source).exists():
         raise SourceError(f"{source}: no such file or folder; give a folder, a .tar, .tar.gz, .tar.zst or a URL")
     root = lake.resolve()
-    is_new = not (root / "_manifest").exists()
     try:
         with writing(root) as head:
             run = _Run(root, head, active, progress)
@@ -122,18 +122,7 @@ def ingest(
     finally:
         if own:
             active.close()
-        if is_new:
-            _remove_if_empty(root)
     return _report(source, str(lake), result, run, time.monotonic() - began)
-
-
-def _remove_if_empty(root: Path) -> None:
-    """Remove what a first ingest that failed left of a new lake."""
-    manifest = root / "_manifest"
-    if manifest.is_dir() and not (manifest / "HEAD.json").exists():
-        shutil.rmtree(manifest, ignore_errors=True)
-        if root.is_dir() and not any(root.iterdir()):
-            root.rmdir()
 
 
 class _Run:

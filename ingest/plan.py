@@ -15,8 +15,9 @@ from ingest.head import MANIFEST
 from ingest.manifest import read_inputs
 from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.sources import supercloud
-from ingest.sources.archive import Listing, Member, is_url, list_members, open_member, stream_members
+from ingest.sources.archive import Listing, Member, list_members, open_member, stream_members
 from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
+from ingest.sources.remote import is_url
 from ingest.staging import Staging
 
 LEAST_TASK_BYTES: Final = 4 * 1024**2

@@ -35,7 +35,8 @@ class Checkout:
         for name in ("sh", "make", "sed", "rm", "touch", "echo", "mkdir", "cp", "basename", "find"):
             (self.programs / name).symlink_to(str(shutil.which(name)))
         shutil.copy(ROOT / "Makefile", folder)
-        for name in ("requirements.lock", "pyproject.toml"):
+        for name in re.findall(r"^\$\(READY\): (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
 
     def add_python(self, name: str) -> None:

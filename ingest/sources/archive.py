@@ -15,6 +15,7 @@ from typing import IO, Any, Final, Self, cast
 
 from ingest.errors import SourceError
 from ingest.sources.inflate import ByteStream, InflatedStream, TooLargeError, TruncatedError
+from ingest.sources.remote import find_files, is_url, open_url
 
 DEFAULT_MAX_MEMBER_BYTES: Final = 256 * 1024**3
 """A member may inflate to this much (the largest public file has 42 GB)."""
@@ -70,16 +71,6 @@ class Listing:
 
     members: tuple[Member, ...]
     refused: tuple[tuple[str, str, str], ...]
-
-
-def is_url(source: str) -> bool:
-    """Return whether ``source`` is a URL (``s3://…``) and not a local path."""
-    return "://" in source
-
-
-def storage_options(source: str, anonymous: bool) -> dict[str, Any]:
-    """Return fsspec's options for ``source``; anonymous access is S3's ``anon``."""
-    return {"anon": True} if anonymous and source.startswith(("s3://", "s3a://")) else {}
 
 
 def tar_codec(source: str) -> str | None:
@@ -159,26 +150,10 @@ def _list_path(path: Path) -> Listing:
 
 
 def _list_url(source: str, anonymous: bool) -> Listing:
-    import fsspec
-
-    try:
-        fs, root = fsspec.core.url_to_fs(source, **storage_options(source, anonymous))
-        found = fs.find(root, detail=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise SourceError(f"{source}: cannot be listed ({error}); check the URL, or try --anonymous") from error
-    if not found:
+    members = tuple(Member(name, url, size) for name, url, size in find_files(source, anonymous))
+    if not members:
         raise SourceError(f"{source}: nothing there; check the bucket and the prefix")
-    base = str(root).rstrip("/")
-    members = [
-        Member(
-            PurePosixPath(str(path)).relative_to(base).as_posix() if str(path) != base else PurePosixPath(base).name,
-            fs.unstrip_protocol(path),
-            int(info.get("size") or -1),
-        )
-        for path, info in sorted(found.items())
-        if info.get("type") != "directory"
-    ]
-    return Listing(tuple(members), ())
+    return Listing(members, ())
 
 
 def _list_tar(source: str, codec: str, anonymous: bool, max_member_bytes: int) -> Listing:
@@ -221,9 +196,7 @@ def _member_problem(info: tarfile.TarInfo) -> str:
 def open_location(location: str, anonymous: bool = False) -> Iterator[IO[bytes]]:
     """Open a local path or URL for reading bytes."""
     if is_url(location):
-        import fsspec
-
-        with fsspec.open(location, "rb", **storage_options(location, anonymous)) as file:
+        with open_url(location, anonymous) as file:
             yield file
     else:
         with Path(location).open("rb") as file:

@@ -16,7 +16,7 @@ CONNECT_TIMEOUT_S: Final = 15.0
 READ_TIMEOUT_S: Final = 30.0
 """How long a connection may say nothing; a transfer as a whole may take as long as it takes."""
 
-_S3_TRIES: Final = 2
+_S3_TRIES: Final = 5
 
 
 class NetworkError(JobwattError):
@@ -46,7 +46,7 @@ def _file_system(url: str, anonymous: bool) -> tuple[Any, str]:
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(url, **storage_options(url, anonymous))
-    if hasattr(fs, "retries"):  # s3fs's own, five by default, each as long as the time limits
+    if hasattr(fs, "retries"):  # s3fs waits a little longer before each further one
         fs.retries = _S3_TRIES
     return fs, path
 
