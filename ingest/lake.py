@@ -67,11 +67,6 @@ class Lake:
     LakeError
         If there is none, or its schema is of another version; later, from any method, if a file of it is damaged, or
         was taken away by a commit since.
-
-    Examples
-    --------
-    >>> lake = Lake("data/lake/demo")  # doctest: +SKIP
-    >>> lake.scan("job_stats").filter(pl.col("energy_j") > 1e6).collect()  # doctest: +SKIP
     """
 
     def __init__(self, root: str | Path) -> None:

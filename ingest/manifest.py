@@ -5,8 +5,6 @@ Parquet files beside ``HEAD.json``, named by it; a new generation writes new one
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +13,7 @@ from polars.exceptions import PolarsError
 
 from ingest.errors import LakeError
 from ingest.head import MANIFEST, Head
+from ingest.parts import write_frame
 from ingest.staging import PIECES_SCHEMA
 
 INPUTS_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -55,16 +54,5 @@ def _read(root: Path, name: str) -> pl.DataFrame:
 
 def write_index(root: Path, name: str, frame: pl.DataFrame) -> str:
     """Write inputs or pieces durably under ``name`` and return it; nothing is left of it where that fails."""
-    path = root / MANIFEST / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()  # polars itself would not say why it cannot write a file
-    frame.write_parquet(content, compression="zstd")
-    try:
-        with path.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    write_frame(root / MANIFEST / name, frame)
     return name

@@ -7,6 +7,7 @@ least `ROW_GROUP_ROWS` rows together, so that one job is one or few row groups; 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,6 +160,21 @@ def write_part(path: Path, table: str, frame: pl.DataFrame) -> Part:
         return writer.close()
     except BaseException:
         writer.discard()
+        raise
+
+
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """Write a small frame of no table durably; nothing is left of it where that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()  # polars itself would not say why it cannot write a file
+    frame.write_parquet(content, compression="zstd")
+    try:
+        with path.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
         raise
 
 

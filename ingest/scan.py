@@ -25,7 +25,7 @@ from ingest.staging import Staging
 CHUNK_BYTES: Final = 4 * 1024**2
 """How much text of small files is parsed at a time; a file that is longer is a large one."""
 
-BATCH_BYTES: Final = 6 * 1024**2
+BATCH_BYTES: Final = 4 * 1024**2
 """How much text of a large file makes one part."""
 
 CAREFUL_BYTES: Final = 1024**2

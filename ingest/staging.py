@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from ingest.parts import PartWriter, write_part
+from ingest.parts import PartWriter, write_frame, write_part
 from ingest.quality import LIMITS
 from ingest.records import CountKey, Part
 from ingest.rollup import (
@@ -185,7 +185,7 @@ class Staging:
             return tuple(self._parts), ""
         path = self._folder / f"{self._name}.pieces.parquet"
         pieces = conform_pieces(pl.concat(self._pieces, how="diagonal_relaxed"))
-        pieces.write_parquet(path)
+        write_frame(path, pieces)
         return tuple(self._parts), str(path)
 
     def discard(self) -> None:

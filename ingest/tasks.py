@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-
+from ingest.memory import give_back_memory
 from ingest.records import CommitResult, CommitSpec, IngestPlan, PlanSpec, ScanResult, ScanSpec
-
-
-def give_back_memory() -> None:
-    """Let the C library return what it holds unused: a process that waits for its next task should be small."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def warm(worker: int) -> int:
     """Import what a scan needs, while the plan is being made elsewhere."""
     import ingest.scan  # noqa: F401
 
+    give_back_memory()
     return worker
 
 
