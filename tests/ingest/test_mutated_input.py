@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ingest import checksum, plan, scan
+from ingest import checksum, plan
 from ingest.errors import JobwattError
 from ingest.sources import delimited, quick, supercloud
 from tests.gpu_files import HEADER
@@ -90,8 +90,8 @@ def test_a_mutated_file_loses_no_row_and_stops_nothing(tmp_path_factory, content
 @given(content=mutations(gpu_file(*ROWS, *[gpu_row(i, 9) for i in range(2, 50)]).encode()))
 def test_a_mutated_file_loses_no_row_in_pieces_and_shares(tmp_path_factory, content):
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in (("CHUNK_BYTES", 900), ("PIECE_BYTES", 400), ("BATCH_BYTES", 900), ("CAREFUL_BYTES", 200)):
-            patch.setattr(scan, name, size)
+        for name, size in (("scan.CHUNK", 900), ("scan.PIECE", 400), ("rows.BATCH", 900), ("rows.CAREFUL", 200)):
+            patch.setattr(f"ingest.{name}_BYTES", size)
         patch.setattr(plan, "BLOCK_BYTES", 1024)
         patch.setattr(checksum, "BLOCK_BYTES", 1024)
         assert_nothing_is_lost(tmp_path_factory.mktemp("mutated"), content)
