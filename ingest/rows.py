@@ -15,8 +15,9 @@ import polars as pl
 from ingest import batches
 from ingest.reading import Source, cut_pieces
 from ingest.records import ScanFile
-from ingest.sources import delimited, quick, slurm_log, supercloud
+from ingest.sources import delimited, quick, slurm_log
 from ingest.sources.delimited import Header
+from ingest.sources.supercloud_columns import KINDS, LAKE_COLUMN, Context, FileKind, memory_unit
 from ingest.staging import Staging
 
 BATCH_BYTES: Final = 4 * 1024**2
@@ -40,11 +41,11 @@ class SmallFile:
 class Rows:
     """Puts rows of files into ``staging``."""
 
-    def __init__(self, staging: Staging, context: supercloud.Context) -> None:
+    def __init__(self, staging: Staging, context: Context) -> None:
         self._staging = staging
         self._context = context
 
-    def take_together(self, kind: supercloud.FileKind, header: Header, small: list[SmallFile]) -> None:
+    def take_together(self, kind: FileKind, header: Header, small: list[SmallFile]) -> None:
         """Store the rows of small files of one kind and header."""
         frame, lines = _parse_bodies([s.body for s in small], header, kind)
         doubtful = set(range(len(small)))
@@ -66,7 +67,7 @@ class Rows:
 
     def take(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: Source) -> None:
         """Store the rows of one file in batches, each a part of its own; ``line`` is the number of the first."""
-        kind = supercloud.KINDS[file.kind]
+        kind = KINDS[file.kind]
         self._staging.close_parts()
         frames: list[pl.DataFrame] = []
         texts: list[tuple[bytes, int]] = []
@@ -91,7 +92,7 @@ class Rows:
         """Count something odd about a file."""
         self._staging.counts[file.name, file.job_id or None, reason, detail] += n
 
-    def _reject_cut_line(self, file: ScanFile, kind: supercloud.FileKind, chunk: bytes, line: int) -> bytes:
+    def _reject_cut_line(self, file: ScanFile, kind: FileKind, chunk: bytes, line: int) -> bytes:
         """Return the chunk without its last line, which was cut short and goes to quarantine."""
         end = chunk.rfind(b"\n") + 1
         raw = chunk[end:].decode("utf-8", "backslashreplace")
@@ -99,7 +100,7 @@ class Rows:
         return chunk[:end]
 
     def _typed(self, file: ScanFile, header: Header, chunk: bytes, line: int, state: _State) -> pl.DataFrame:
-        kind = supercloud.KINDS[file.kind]
+        kind = KINDS[file.kind]
         frame, _ = _parse_bodies([chunk], header, kind)
         if frame is not None:
             state.learn(frame)
@@ -116,7 +117,7 @@ class Rows:
         self, file: ScanFile, header: Header, body: bytes, line: int, state: _State | None = None
     ) -> Iterator[tuple[pl.DataFrame, int]]:
         """Yield the sound rows of a doubtful piece of text, the others going to quarantine."""
-        kind = supercloud.KINDS[file.kind]
+        kind = KINDS[file.kind]
         for piece in cut_pieces(body, CAREFUL_BYTES):
             parsed = delimited.parse_careful(
                 piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
@@ -128,7 +129,7 @@ class Rows:
             for reason in {r[1] for r in parsed.rejected}:
                 self.count(file, reason, "", sum(r[1] == reason for r in parsed.rejected))
             for parsed_column, n in parsed.sentinels.items():
-                column = supercloud.LAKE_COLUMN.get(parsed_column, parsed_column)
+                column = LAKE_COLUMN.get(parsed_column, parsed_column)
                 self.count(file, "sentinel", column, n)
                 self._staging.null_cells[file.name, column] -= n
             if state is not None:
@@ -138,7 +139,7 @@ class Rows:
             line += piece.count(b"\n")
             yield done.frame, line
 
-    def _numbered(self, file: ScanFile, kind: supercloud.FileKind, frame: pl.DataFrame, state: _State) -> pl.DataFrame:
+    def _numbered(self, file: ScanFile, kind: FileKind, frame: pl.DataFrame, state: _State) -> pl.DataFrame:
         if kind.name != "jobs":
             return frame
         numbered, repeats, state.seen = slurm_log.number_attempts(frame, state.seen)
@@ -153,10 +154,10 @@ class Rows:
         header: Header,
         frames: list[pl.DataFrame],
         texts: list[tuple[bytes, int]],
-        context: supercloud.Context,
+        context: Context,
     ) -> None:
         """Store the pieces of one batch as a part, and empty the list, so that sorting has their room."""
-        kind = supercloud.KINDS[file.kind]
+        kind = KINDS[file.kind]
         ordered = batches.order(_join(kind, frames), kind.table)
         if ordered.repeated.height and kind.name != "jobs":  # once more, to know their lines
             again = [rows for text, line in texts for rows in _with_lines(kind, header, text, line, context)]
@@ -164,14 +165,14 @@ class Rows:
         self._store(kind, [file], [self._settle_order(file, kind, ordered)])
         self._staging.close_parts()
 
-    def _settle_order(self, file: ScanFile, kind: supercloud.FileKind, ordered: batches.Ordered) -> pl.DataFrame:
+    def _settle_order(self, file: ScanFile, kind: FileKind, ordered: batches.Ordered) -> pl.DataFrame:
         """Count what was out of order, put repeats into quarantine, and return the others."""
         self._reject_repeats(file, kind, ordered.repeated)
         if ordered.out_of_order:
             self.count(file, "out_of_order", "", sum(ordered.out_of_order.values()))
         return ordered.frame
 
-    def _reject_repeats(self, file: ScanFile, kind: supercloud.FileKind, repeats: pl.DataFrame) -> None:
+    def _reject_repeats(self, file: ScanFile, kind: FileKind, repeats: pl.DataFrame) -> None:
         if not repeats.height:
             return
         reason = "repeated_time" if "time" in repeats.columns else "repeated_row"
@@ -183,14 +184,14 @@ class Rows:
         self._staging.reject(rejected)
         self.count(file, reason, "", repeats.height)
 
-    def _with_key(self, frame: pl.DataFrame, kind: supercloud.FileKind, files: list[ScanFile]) -> pl.DataFrame:
+    def _with_key(self, frame: pl.DataFrame, kind: FileKind, files: list[ScanFile]) -> pl.DataFrame:
         """Return the rows with the job that their file's name tells, where the order needs it and no column has it."""
         if kind.name_pattern is None or kind.table == "gpu_samples":
             return frame
         jobs = pl.Series([f.job_id for f in files], dtype=pl.Int64)
         return frame.with_columns(jobs.gather(frame[batches.FILE]).alias("job_id"))
 
-    def _store(self, kind: supercloud.FileKind, files: list[ScanFile], frames: list[pl.DataFrame]) -> None:
+    def _store(self, kind: FileKind, files: list[ScanFile], frames: list[pl.DataFrame]) -> None:
         frames = [frame for frame in frames if frame.height]
         if not frames:
             return
@@ -223,15 +224,15 @@ class _State:
     """What one file's earlier pieces taught: the jobs seen, and the unit of its memory column."""
 
     seen: pl.DataFrame
-    context: supercloud.Context
+    context: Context
 
     def learn(self, frame: pl.DataFrame) -> None:
         """Learn the unit of ``MemoryFreeInactiveKB`` from the first piece that has values."""
         if "mem_free_raw" in frame.columns and not self.context.mem_unit:
-            self.context = replace(self.context, mem_unit=supercloud.memory_unit(frame["mem_free_raw"]))
+            self.context = replace(self.context, mem_unit=memory_unit(frame["mem_free_raw"]))
 
 
-def _join(kind: supercloud.FileKind, frames: list[pl.DataFrame]) -> pl.DataFrame:
+def _join(kind: FileKind, frames: list[pl.DataFrame]) -> pl.DataFrame:
     """Return the frames as one, and empty the list."""
     frame = pl.concat(frames, how="diagonal_relaxed", rechunk=False).with_columns(
         pl.lit(0, pl.Int32).alias(batches.FILE)
@@ -244,7 +245,7 @@ def _join(kind: supercloud.FileKind, frames: list[pl.DataFrame]) -> pl.DataFrame
 
 
 def _parse_bodies(
-    bodies: Sequence[bytes | memoryview], header: Header, kind: supercloud.FileKind
+    bodies: Sequence[bytes | memoryview], header: Header, kind: FileKind
 ) -> tuple[pl.DataFrame | None, list[int]]:
     """Return the typed rows of clean texts and the number of rows of each; None where any of them is doubtful."""
     if kind.table == "gpu_samples" and (found := quick.parse(bodies, header, kind.types)) is not None:
@@ -257,9 +258,7 @@ def _parse_bodies(
     return frame, rows
 
 
-def _with_lines(
-    kind: supercloud.FileKind, header: Header, body: bytes, line: int, context: supercloud.Context
-) -> Iterator[pl.DataFrame]:
+def _with_lines(kind: FileKind, header: Header, body: bytes, line: int, context: Context) -> Iterator[pl.DataFrame]:
     """Yield the sound rows of a text that has been parsed before, with their line numbers and raw lines."""
     for piece in cut_pieces(body, CAREFUL_BYTES):
         parsed = delimited.parse_careful(

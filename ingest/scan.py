@@ -13,9 +13,10 @@ from ingest.checksum import join_blocks
 from ingest.reading import PIECE_BYTES, Share, Source, count_rows
 from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.rows import Rows, SmallFile
-from ingest.sources import archive, delimited, supercloud
+from ingest.sources import archive, delimited
 from ingest.sources.delimited import Header
 from ingest.sources.inflate import ByteStream
+from ingest.sources.supercloud_columns import KINDS, Context
 from ingest.staging import Staging
 
 CHUNK_BYTES: Final = 4 * 1024**2
@@ -74,7 +75,7 @@ class _Scan:
         self._small: list[SmallFile] = []
         self._small_bytes = 0
         self._bytes_read = 0
-        self._rows = Rows(self.staging, supercloud.Context(spec.tres_names))
+        self._rows = Rows(self.staging, Context(spec.tres_names))
 
     def finish(self) -> ScanResult:
         """Parse what waits, close everything, and return the result."""
@@ -203,7 +204,7 @@ class _Scan:
         if any("\r" in name for name in names):
             self.refuse(file, "bad_line_ends", "carriage returns alone", 0)
             return None
-        kind = supercloud.KINDS[file.kind]
+        kind = KINDS[file.kind]
         header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
         first_share = file.start == 0
         absent = [n for n in header.missing if kind.column_map.get(n) in kind.required]
@@ -228,7 +229,7 @@ class _Scan:
         while waiting:
             kind, header = waiting[0].file.kind, waiting[0].header
             n = next((i for i, s in enumerate(waiting) if (s.file.kind, s.header) != (kind, header)), len(waiting))
-            self._rows.take_together(supercloud.KINDS[kind], header, waiting[:n])
+            self._rows.take_together(KINDS[kind], header, waiting[:n])
             waiting = waiting[n:]
 
 
