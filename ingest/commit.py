@@ -25,7 +25,8 @@ from ingest.refusals import Refusals, compare, is_refusal
 from ingest.rewrite import RewriteResult, RewriteSpec, rewrite_part
 from ingest.rollup import join_minutes
 from ingest.schemas import TABLES
-from ingest.sources.supercloud import KINDS, parse_name
+from ingest.sources.supercloud import parse_name
+from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import conform_pieces, minutes_without
 
 _REMADE: Final = frozenset({"job_stats", "devices", "quality"})

@@ -18,6 +18,7 @@ from ingest.sources import supercloud
 from ingest.sources.archive import Listing, Member, list_members, open_member, stream_members
 from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
 from ingest.sources.remote import is_url
+from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import Staging
 
 LEAST_TASK_BYTES: Final = 4 * 1024**2
@@ -105,7 +106,7 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
     for member in members:
         name = member.plain_name
         kind = supercloud.classify(name)
-        parsed = supercloud.parse_name(supercloud.KINDS[kind], name) if kind in supercloud.KINDS else None
+        parsed = supercloud.parse_name(KINDS[kind], name) if kind in KINDS else None
         if kind == "other":
             found.ignored.append(member.name)
         elif name in seen:
@@ -128,7 +129,7 @@ def _owners(inputs: pl.DataFrame) -> dict[tuple[str, int], str]:
     """Return which file the lake has the rows of a job from, by kind and job (0 for the log)."""
     owners: dict[tuple[str, int], str] = {}
     for name, kind in inputs.select("name", "kind").iter_rows():
-        if kind in _ONE_FILE_A_JOB and (parsed := supercloud.parse_name(supercloud.KINDS[kind], name)) is not None:
+        if kind in _ONE_FILE_A_JOB and (parsed := supercloud.parse_name(KINDS[kind], name)) is not None:
             owners[kind, parsed[0]] = name
     return owners
 

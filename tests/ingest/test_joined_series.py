@@ -32,8 +32,8 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(scan, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(scan, "PIECE_BYTES", 300)
     monkeypatch.setattr("ingest.reading.PIECE_BYTES", 300)
-    monkeypatch.setattr(scan, "BATCH_BYTES", 900)
-    monkeypatch.setattr(scan, "CAREFUL_BYTES", 400)
+    monkeypatch.setattr("ingest.rows.BATCH_BYTES", 900)
+    monkeypatch.setattr("ingest.rows.CAREFUL_BYTES", 400)
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_an_interleaved_file_is_the_same_in_pieces_as_at_once(tmp_path, request,
     request.getfixturevalue(sizes)
     monkeypatch.setattr(scan, "PIECE_BYTES", 2000)
     monkeypatch.setattr("ingest.reading.PIECE_BYTES", 2000)
-    monkeypatch.setattr(scan, "BATCH_BYTES", 6000)
+    monkeypatch.setattr("ingest.rows.BATCH_BYTES", 6000)
     for module in (plan, checksum):
         monkeypatch.setattr(module, "BLOCK_BYTES", 8192 if sizes == "small_shares" else 2**20)
     pieces = take_twice(tmp_path / "in", tmp_path / "lake")

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ingest import checksum, plan, scan
+from ingest import checksum, plan
 from ingest.errors import JobwattError
-from ingest.sources import delimited, quick, supercloud
+from ingest.sources import delimited, quick, supercloud_columns
 from tests.gpu_files import HEADER
 from tests.small_sources import GPU_FILE, LOG_HEADER, gpu_file, gpu_row, lines, log_row, take, take_twice, write
 
@@ -90,8 +90,8 @@ def test_a_mutated_file_loses_no_row_and_stops_nothing(tmp_path_factory, content
 @given(content=mutations(gpu_file(*ROWS, *[gpu_row(i, 9) for i in range(2, 50)]).encode()))
 def test_a_mutated_file_loses_no_row_in_pieces_and_shares(tmp_path_factory, content):
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in (("CHUNK_BYTES", 900), ("PIECE_BYTES", 400), ("BATCH_BYTES", 900), ("CAREFUL_BYTES", 200)):
-            patch.setattr(scan, name, size)
+        for name, size in (("scan.CHUNK", 900), ("scan.PIECE", 400), ("rows.BATCH", 900), ("rows.CAREFUL", 200)):
+            patch.setattr(f"ingest.{name}_BYTES", size)
         patch.setattr(plan, "BLOCK_BYTES", 1024)
         patch.setattr(checksum, "BLOCK_BYTES", 1024)
         assert_nothing_is_lost(tmp_path_factory.mktemp("mutated"), content)
@@ -119,14 +119,14 @@ def test_a_mutated_log_loses_no_row_and_stops_nothing(tmp_path_factory, content)
 # -- the parsers -------------------------------------------------------------------------------------------------------
 
 
-def rows_of(frame: pl.DataFrame, kind: supercloud.FileKind) -> pl.DataFrame:
+def rows_of(frame: pl.DataFrame, kind: supercloud_columns.FileKind) -> pl.DataFrame:
     """What a parsed frame becomes in the lake."""
-    done = kind.finish(frame.drop("line", "raw", strict=False), supercloud.Context()).frame
+    done = kind.finish(frame.drop("line", "raw", strict=False), supercloud_columns.Context()).frame
     return done.with_columns(pl.col(pl.Categorical).cast(pl.String)).select(sorted(done.columns))
 
 
 def assert_parsers_agree(name: str, header_line: str, body: bytes) -> None:
-    kind = supercloud.KINDS[name]
+    kind = supercloud_columns.KINDS[name]
     names, _ = delimited.split_header(header_line.encode() + b"\n")
     header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
     careful = delimited.parse_careful(body, header, kind.types, first_line=2, required=kind.required, exact=kind.exact)
@@ -162,7 +162,7 @@ def test_cells_of_every_spelling_are_read_alike(cells):
 
 
 def test_sound_text_is_accepted_by_the_quick_parsers():
-    kind = supercloud.KINDS["gpu"]
+    kind = supercloud_columns.KINDS["gpu"]
     header = delimited.map_header(HEADER.split(","), kind.column_map, kind.optional, kind.ignored)
     body = lines(*ROWS).encode()
     assert delimited.parse_clean(body, header, kind.types, kind.required) is not None

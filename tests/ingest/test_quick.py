@@ -13,22 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ingest.sources import delimited, quick, supercloud
+from ingest.sources import delimited, quick, supercloud_columns
 from ingest.sources.delimited import Header
 
-KIND = supercloud.KINDS["gpu"]
-INTERLEAVED = supercloud.KINDS["nvidia_smi"]
-NAMES = list(supercloud.GPU_COLUMN_MAP)
+KIND = supercloud_columns.KINDS["gpu"]
+INTERLEAVED = supercloud_columns.KINDS["nvidia_smi"]
+NAMES = list(supercloud_columns.GPU_COLUMN_MAP)
 CLEAN = "1629595473.482184,0,97,41,12345,20165,61,58,214.37,16\n"
 
 pytestmark = pytest.mark.skipif(not quick.is_available(), reason="the quick parser was not built (no C compiler)")
 
 
-def header(names: list[str], kind: supercloud.FileKind = KIND) -> Header:
+def header(names: list[str], kind: supercloud_columns.FileKind = KIND) -> Header:
     return delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
 
 
-def careful(body: bytes, kind: supercloud.FileKind = KIND, names: list[str] | None = None) -> delimited.Parsed:
+def careful(body: bytes, kind: supercloud_columns.FileKind = KIND, names: list[str] | None = None) -> delimited.Parsed:
     return delimited.parse_careful(
         body, header(names or NAMES, kind), kind.types, first_line=2, required=kind.required, exact=kind.exact
     )
@@ -37,7 +37,7 @@ def careful(body: bytes, kind: supercloud.FileKind = KIND, names: list[str] | No
 def as_lake(frame: pl.DataFrame) -> pl.DataFrame:
     """Return the columns that both parsers have, the time as the lake keeps it."""
     if "time_epoch_s" in frame.columns:
-        frame = frame.with_columns(supercloud.epoch_to_time()).drop("time_epoch_s")
+        frame = frame.with_columns(supercloud_columns.epoch_to_time()).drop("time_epoch_s")
     return frame.drop("line", "raw", strict=False).select(sorted(set(frame.columns) - {"line", "raw"}))
 
 

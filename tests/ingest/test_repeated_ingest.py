@@ -41,7 +41,7 @@ def reading(request, monkeypatch):
     monkeypatch.setattr(scan, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(scan, "PIECE_BYTES", 700)
     monkeypatch.setattr("ingest.reading.PIECE_BYTES", 700)
-    monkeypatch.setattr(scan, "BATCH_BYTES", 2000)
+    monkeypatch.setattr("ingest.rows.BATCH_BYTES", 2000)
     if request.param == "in shares":
         monkeypatch.setattr(plan, "BLOCK_BYTES", 1500)
         monkeypatch.setattr(checksum, "BLOCK_BYTES", 1500)

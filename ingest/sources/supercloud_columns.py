@@ -1,0 +1,392 @@
+"""The columns of the MIT Supercloud Dataset's tables, in every spelling of its releases and of our recordings.
+
+Columns are found by name. A `FileKind` says for one kind of file which column fills which, what type each has, what the
+file's name tells, and how the typed frame becomes rows of the lake's table (`finish`, pure).
+
+References
+----------
+Samsi et al. 2021, The MIT Supercloud Dataset, arXiv 2108.02037. Slurm's job profile: SchedMD's jobacct_gather.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import polars as pl
+
+from ingest.reference import workload_classes
+from ingest.schemas import CPU_SUMMARY_COLUMN_MAP, TABLES, TIME
+from ingest.sources import slurm_log
+from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J, US_PER_S
+
+GPU_COLUMN_MAP: Final = {
+    "timestamp": "time_epoch_s",
+    "gpu_index": "gpu_index",
+    "utilization_gpu_pct": "gpu_util_pct",
+    "utilization_memory_pct": "memory_util_pct",
+    "memory_free_MiB": "memory_free_mib",
+    "memory_used_MiB": "memory_used_mib",
+    "temperature_gpu": "gpu_temp_c",
+    "temperature_memory": "memory_temp_c",
+    "power_draw_W": "power_w",
+    "pcie_link_width_current": "pcie_link_width",
+}
+
+GPU_EXTENDED_COLUMN_MAP: Final = {
+    "power_average_W": "power_avg_w",
+    "energy_mJ": "energy_counter_mj",
+    "clock_sm_MHz": "sm_clock_mhz",
+    "clock_memory_MHz": "mem_clock_mhz",
+}
+
+GPU_OPTIONAL_COLUMN_MAP: Final = {
+    **GPU_EXTENDED_COLUMN_MAP,
+    "power_limit_W": "power_limit_w",
+    "enforced_power_limit_W": "power_limit_w",
+    "throttle_reasons": "throttle",
+    "clocks_throttle_reasons": "throttle",
+}
+
+KEY_COLUMN_MAP: Final = {
+    "id_job": "job_id",
+    "job_id": "job_id",
+    "jobid": "job_id",
+    "node": "node",
+    "nodename": "node",
+    "node_name": "node",
+    "hostname": "node",
+    "host": "node",
+    "gpu_id": "gpu_index",
+    "gpu": "gpu_index",
+    "gpu_num": "gpu_index",
+}
+"""The HPCA'22 release keeps job and node in columns, not in file names; spellings differ between its files."""
+
+CPU_COLUMN_MAP: Final = {
+    "Step": "step",
+    "Node": "node",
+    "Series": "task",
+    "ElapsedTime": "elapsed_s",
+    "EpochTime": "time_epoch_s",
+    "CPUFrequency": "cpu_freq_khz",
+    "CPUTime": "cpu_time_s",
+    "CPUUtilization": "cpu_util_pct",
+    "RSS": "rss_kib",
+    "VMSize": "vm_kib",
+    "Pages": "page_faults",
+    "ReadMB": "read_mib",
+    "WriteMB": "write_mib",
+}
+
+CPU_SUMMARY_MAP: Final = {
+    "Step": "step",
+    "Node": "node",
+    "Series": "task",
+    "ElapsedTime": "elapsed_s",
+    **CPU_SUMMARY_COLUMN_MAP,
+}
+
+NODE_COLUMN_MAP: Final = {
+    "Node": "node",
+    "Time": "time_epoch_s",
+    "UserPIDCount": "user_processes",
+    "FSlatency": "fs_latency_s",
+    "LoadAvg": "load",
+    "MemoryFreeInactiveKB": "mem_free_raw",
+    "LustreRPCTotals": "lustre_rpcs_raw",
+}
+
+LABEL_COLUMN_MAP: Final = {"id_job": "job_id", "model": "label"}
+
+JOB_PARAMETERS_COLUMN_MAP: Final = {
+    "id_job": "job_id",
+    "workload": "workload",
+    "challenge_class": "challenge_class",
+    "gpu_index": "gpu_index",
+    "batch_size": "batch_size",
+    "sequence_length": "sequence_length",
+    "matrix_size": "matrix_size",
+    "precision": "precision",
+    "optimizer": "optimizer",
+    "data_workers": "data_workers",
+    "steps_per_epoch": "steps_per_epoch",
+    "validation_steps": "validation_steps",
+    "checkpoints": "checkpoints",
+    "steps_done": "steps_done",
+    "peak_memory_GiB": "peak_memory_gib",
+    "run_seconds": "run_s",
+}
+
+DCGM_COLUMN_MAP: Final = {
+    "energyconsumed_joules": "energy_j",
+    "powerusage_watts_avg": "power_avg_w",
+    "powerusage_watts_min": "power_min_w",
+    "powerusage_watts_max": "power_max_w",
+    "smutilization_pct_avg": "gpu_util_avg_pct",
+    "smutilization_pct_min": "gpu_util_min_pct",
+    "smutilization_pct_max": "gpu_util_max_pct",
+    "memoryutilization_pct_avg": "memory_util_avg_pct",
+    "memoryutilization_pct_min": "memory_util_min_pct",
+    "memoryutilization_pct_max": "memory_util_max_pct",
+    "pcierxbandwidth_megabytes_avg": "pcie_rx_avg_mb_per_s",
+    "pcierxbandwidth_megabytes_min": "pcie_rx_min_mb_per_s",
+    "pcierxbandwidth_megabytes_max": "pcie_rx_max_mb_per_s",
+    "pcietxbandwidth_megabytes_avg": "pcie_tx_avg_mb_per_s",
+    "pcietxbandwidth_megabytes_min": "pcie_tx_min_mb_per_s",
+    "pcietxbandwidth_megabytes_max": "pcie_tx_max_mb_per_s",
+    "maxgpumemoryused_bytes": "memory_used_max_bytes",
+    "totalexecutiontime_sec": "run_s",
+}
+
+LAKE_COLUMN: Final = {
+    "energy_counter_mj": "energy_counter_j",
+    "mem_free_raw": "mem_free_kib",
+    **{f"{name}_epoch_s": f"{name}_time" for name in ("submit", "eligible", "start", "end")},
+}
+"""Columns that are parsed under a name of their own, for the unit in which they come, and the lake's names of them."""
+
+_GIB_LIMIT = 65_536.0
+_KIB_LEAST = 262_144.0
+_PAIR = r"^[^|:]*:\d+(\|[^|:]*:\d+)*\|?$"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What finishing needs to know beside the rows: of the source, and of the piece's place in its file."""
+
+    tres_names: Mapping[int, str] = field(default_factory=dict)
+    mem_unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Rows of the lake's table, and counts of what was seen: (job_id or None, reason, detail) to how often."""
+
+    frame: pl.DataFrame
+    counts: dict[tuple[int | None, str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """One kind of file.
+
+    ``column_map`` has the release's own columns (their absence is reported), ``optional`` further spellings and extras.
+    ``name_pattern`` gives groups ``job`` and ``node`` from the file's name where it tells them.
+    """
+
+    name: str
+    table: str
+    column_map: Mapping[str, str]
+    types: Mapping[str, pl.DataType]
+    required: frozenset[str]
+    finish: Callable[[pl.DataFrame, Context], Finished]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset({"", "Unnamed: 0"})
+    name_pattern: re.Pattern[str] | None = None
+    exact: frozenset[str] = frozenset({"job_id"})
+
+
+def _types(table: str, column_map: Mapping[str, str], **own: pl.DataType) -> dict[str, pl.DataType]:
+    """Return the type in which each column is parsed: the lake's, or its own where units or names differ."""
+    lake = TABLES[table].columns
+    return {column: own.get(column) or lake[column] for column in column_map.values()}
+
+
+def epoch_to_time(column: str = "time_epoch_s") -> pl.Expr:
+    """Return an expression: seconds since 1970 (float64, exact to a microsecond until 2100) to the lake's time."""
+    return (pl.col(column) * US_PER_S).round().cast(pl.Int64).cast(TIME).alias("time")
+
+
+def _time_columns(frame: pl.DataFrame) -> list[pl.Expr]:
+    """Return the expression of ``time`` where the parser left epoch seconds."""
+    return [epoch_to_time()] if "time_epoch_s" in frame.columns else []
+
+
+def _finish_gpu(frame: pl.DataFrame, context: Context) -> Finished:
+    columns = _time_columns(frame)
+    if "energy_counter_mj" in frame.columns:  # polars would multiply by 1/1000, which is not exact
+        energy_j = frame["energy_counter_mj"].fill_null(float("nan")).to_numpy() / MJ_PER_J
+        columns.append(pl.lit(pl.Series("energy_counter_j", energy_j)).fill_nan(None))
+    return Finished(frame.with_columns(columns).drop("time_epoch_s", "energy_counter_mj", strict=False))
+
+
+def _finish_cpu(frame: pl.DataFrame, context: Context) -> Finished:
+    return Finished(frame.with_columns(_time_columns(frame)).drop("time_epoch_s", strict=False))
+
+
+def _finish_plain(frame: pl.DataFrame, context: Context) -> Finished:
+    return Finished(frame)
+
+
+def _finish_labels(frame: pl.DataFrame, context: Context) -> Finished:
+    known = workload_classes().select("label", "family", "domain")
+    return Finished(frame.join(known, on="label", how="left", maintain_order="left"))
+
+
+def _finish_dcgm(frame: pl.DataFrame, context: Context) -> Finished:
+    if "memory_used_max_bytes" not in frame.columns:
+        return Finished(frame)
+    mib = (pl.col("memory_used_max_bytes") / BYTES_PER_MIB).alias("memory_used_max_mib")
+    return Finished(frame.with_columns(mib).drop("memory_used_max_bytes"))
+
+
+def _finish_node(frame: pl.DataFrame, context: Context) -> Finished:
+    counts: dict[tuple[int | None, str, str], int] = {}
+    factor = {"gib": KIB_PER_GIB, "kib": 1}.get(context.mem_unit)
+    columns = _time_columns(frame)
+    if "mem_free_raw" in frame.columns:
+        free = pl.col("mem_free_raw") * factor if factor else pl.lit(None, dtype=pl.Float64)
+        columns.append(free.round().cast(pl.Int64, strict=False).alias("mem_free_kib"))
+        present = frame["mem_free_raw"].count()
+        if not factor and present:
+            counts[None, "mem_unit_unknown", "MemoryFreeInactiveKB"] = present
+    if "lustre_rpcs_raw" in frame.columns:
+        frame = frame.with_columns(pl.col("lustre_rpcs_raw").replace("", None))
+        columns.append(_count_or_number("lustre_rpcs_raw").alias("lustre_rpcs"))
+    if "user_processes" in frame.columns:
+        columns.append(_count_or_number("user_processes").alias("process_count"))
+    done = frame.with_columns(columns)
+    if "lustre_rpcs_raw" in frame.columns:
+        lost = done.filter(pl.col("lustre_rpcs_raw").is_not_null() & pl.col("lustre_rpcs").is_null()).height
+        if lost:
+            counts[None, "wrong_type", "LustreRPCTotals"] = lost
+    return Finished(done.drop("time_epoch_s", "mem_free_raw", "lustre_rpcs_raw", strict=False), counts)
+
+
+def _count_or_number(column: str) -> pl.Expr:
+    """Return an expression: the number in a text, or the sum of ``name:count|name:count|``, else null."""
+    pairs = (
+        pl.col(column)
+        .str.extract_all(r":\d+")
+        .list.eval(pl.element().str.slice(1).cast(pl.Int64, strict=False))
+        .list.sum()
+    )
+    number = pl.col(column).cast(pl.Float64, strict=False).round().cast(pl.Int64, strict=False)
+    return pl.when(pl.col(column).str.contains(_PAIR)).then(pairs).otherwise(number)
+
+
+def memory_unit(values: pl.Series) -> str:
+    """Return the unit of a source's ``MemoryFreeInactiveKB``: ``gib``, ``kib`` or '' where its size does not tell.
+
+    The published data holds values such as 371 on nodes of 384 GB, whatever the column is called; recordings hold KiB.
+
+    >>> memory_unit(pl.Series([371.0, 12.0])), memory_unit(pl.Series([263551496.0])), memory_unit(pl.Series([1e5]))
+    ('gib', 'kib', '')
+    """
+    greatest = values.drop_nulls().cast(pl.Float64).max()
+    if not isinstance(greatest, float):
+        return ""
+    return "gib" if greatest <= _GIB_LIMIT else "kib" if greatest >= _KIB_LEAST else ""
+
+
+_F64, _STR = pl.Float64(), pl.String()
+_TIME_TYPE = {"time_epoch_s": _F64}
+_GPU_TYPES = _types(
+    "gpu_samples", GPU_COLUMN_MAP | GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP, **_TIME_TYPE, energy_counter_mj=_F64
+)
+_GPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(?P<node>.+)\.csv$")
+_CPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(timeseries|summary)\.csv$")
+_GPU_IGNORED = frozenset({"", "Unnamed: 0", "ElapsedTime"})
+
+KINDS: Final[dict[str, FileKind]] = {
+    kind.name: kind
+    for kind in (
+        FileKind(
+            "gpu",
+            "gpu_samples",
+            GPU_COLUMN_MAP,
+            _GPU_TYPES,
+            frozenset({"time_epoch_s", "gpu_index"}),
+            _finish_gpu,
+            optional=GPU_OPTIONAL_COLUMN_MAP,
+            ignored=_GPU_IGNORED,
+            name_pattern=_GPU_NAME,
+        ),
+        FileKind(
+            "gpu_extended",
+            "gpu_samples",
+            {k: v for k, v in GPU_COLUMN_MAP.items() if v in ("time_epoch_s", "gpu_index")} | GPU_EXTENDED_COLUMN_MAP,
+            _GPU_TYPES,
+            frozenset({"time_epoch_s", "gpu_index"}),
+            _finish_gpu,
+            optional=GPU_OPTIONAL_COLUMN_MAP,
+            ignored=_GPU_IGNORED,
+            name_pattern=_GPU_NAME,
+        ),
+        FileKind(
+            "nvidia_smi",
+            "gpu_samples",
+            GPU_COLUMN_MAP,
+            _GPU_TYPES,
+            frozenset({"time_epoch_s", "gpu_index", "node"}),
+            _finish_gpu,
+            optional=GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP,
+            ignored=_GPU_IGNORED,
+        ),
+        FileKind(
+            "cpu",
+            "cpu_samples",
+            CPU_COLUMN_MAP,
+            _types("cpu_samples", CPU_COLUMN_MAP, **_TIME_TYPE),
+            frozenset({"time_epoch_s", "node", "step"}),
+            _finish_cpu,
+            name_pattern=_CPU_NAME,
+        ),
+        FileKind(
+            "cpu_summary",
+            "cpu_job_summary",
+            CPU_SUMMARY_MAP,
+            _types("cpu_job_summary", CPU_SUMMARY_MAP),
+            frozenset({"node", "step"}),
+            _finish_plain,
+            name_pattern=_CPU_NAME,
+        ),
+        FileKind(
+            "node",
+            "node_samples",
+            NODE_COLUMN_MAP,
+            _types("node_samples", NODE_COLUMN_MAP, **_TIME_TYPE, mem_free_raw=_F64, lustre_rpcs_raw=_STR),
+            frozenset({"time_epoch_s", "node"}),
+            _finish_node,
+        ),
+        FileKind(
+            "jobs",
+            "jobs",
+            slurm_log.COLUMN_MAP,
+            slurm_log.TYPES,
+            frozenset({"job_id"}),
+            lambda frame, context: Finished(*slurm_log.finish(frame, context.tres_names)),
+            optional=slurm_log.OPTIONAL_COLUMN_MAP,
+        ),
+        FileKind(
+            "labels",
+            "labels",
+            LABEL_COLUMN_MAP,
+            {"job_id": pl.Int64(), "label": _STR},
+            frozenset({"job_id", "label"}),
+            _finish_labels,
+            optional={"id": "job_id", "job_id": "job_id", "label": "label"},
+        ),
+        FileKind(
+            "job_parameters",
+            "job_parameters",
+            JOB_PARAMETERS_COLUMN_MAP,
+            _types("job_parameters", JOB_PARAMETERS_COLUMN_MAP),
+            frozenset({"job_id"}),
+            _finish_plain,
+        ),
+        FileKind(
+            "dcgm",
+            "gpu_job_summary",
+            DCGM_COLUMN_MAP,
+            _types("gpu_job_summary", DCGM_COLUMN_MAP | KEY_COLUMN_MAP, memory_used_max_bytes=_F64),
+            frozenset({"job_id"}),
+            _finish_dcgm,
+            optional=KEY_COLUMN_MAP,
+        ),
+    )
+}
+"""Every kind of file that is read as rows of a table. ``tres-mapping.txt`` is read too: it completes the jobs' rows."""
