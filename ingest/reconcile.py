@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from ingest.rollup import SERIES_KEY
+from ingest.schemas import SERIES_KEY
 
 SEPARATOR = "\n"
 """Between the names of several input files of one piece."""

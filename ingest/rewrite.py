@@ -12,7 +12,7 @@ import polars as pl
 from ingest.parts import read_rows
 from ingest.reconcile import SEPARATOR, Rewrite
 from ingest.records import CountKey, Part
-from ingest.rollup import SERIES_KEY
+from ingest.schemas import SERIES_KEY
 from ingest.sources import supercloud
 from ingest.staging import Staging
 

@@ -12,6 +12,9 @@ import polars as pl
 
 TIME = pl.Datetime("us", "UTC")
 
+SERIES_KEY = ("job_id", "node", "gpu_index")
+"""What tells one series of GPU samples from another."""
+
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
@@ -258,25 +261,17 @@ GPU_JOB_SUMMARY = TableSchema(
     ),
 )
 
-_CPU_SUMMARY_QUANTITIES: dict[str, str] = {
-    "time_epoch_s": "EpochTime",
-    "cpu_freq_khz": "CPUFrequency",
-    "cpu_time_s": "CPUTime",
-    "cpu_util_pct": "CPUUtilization",
-    "rss_kib": "RSS",
-    "vm_kib": "VMSize",
-    "page_faults": "Pages",
-    "read_mib": "ReadMB",
-    "write_mib": "WriteMB",
-}
-"""Quantity of ``cpu_job_summary`` to Slurm's word for it."""
-
-CPU_SUMMARY_COLUMN_MAP: dict[str, str] = {
-    f"{statistic}_{source}": f"{statistic.lower()}_{quantity}"
-    for quantity, source in _CPU_SUMMARY_QUANTITIES.items()
-    for statistic in ("Min", "Max", "Sum", "Avg")
-}
-"""``Min_RSS`` to ``min_rss_kib``, for the 36 statistics of a ``-summary.csv``."""
+_CPU_QUANTITIES = (
+    "time_epoch_s",
+    "cpu_freq_khz",
+    "cpu_time_s",
+    "cpu_util_pct",
+    "rss_kib",
+    "vm_kib",
+    "page_faults",
+    "read_mib",
+    "write_mib",
+)
 
 CPU_JOB_SUMMARY = TableSchema(
     name="cpu_job_summary",
@@ -290,7 +285,7 @@ CPU_JOB_SUMMARY = TableSchema(
         step=pl.String,
         task=pl.String,
         elapsed_s=pl.Float64,
-        **dict.fromkeys(CPU_SUMMARY_COLUMN_MAP.values(), pl.Float64),
+        **{f"{statistic}_{name}": pl.Float64 for name in _CPU_QUANTITIES for statistic in ("min", "max", "sum", "avg")},
     ),
 )
 

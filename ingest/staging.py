@@ -14,19 +14,18 @@ import polars as pl
 from ingest.parts import PartWriter, write_frame, write_part
 from ingest.quality import LIMITS
 from ingest.records import CountKey, Part
-from ingest.rollup import (
+from ingest.rollup import join_minutes
+from ingest.schemas import GPU_MINUTES, QUARANTINE, SERIES_KEY, TABLES
+from ingest.summaries import (
     PIECE_SCHEMA,
-    SERIES_KEY,
     IntArray,
     Summary,
-    join_minutes,
     minutes_frame,
     pieces_frame,
     series_starts,
     stretch_starts,
     summarise,
 )
-from ingest.schemas import GPU_MINUTES, QUARANTINE, TABLES
 
 PIECES_SCHEMA: Final[dict[str, pl.DataType]] = {
     "table": pl.String(),

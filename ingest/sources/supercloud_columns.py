@@ -18,8 +18,9 @@ from typing import Final
 import polars as pl
 
 from ingest.reference import workload_classes
-from ingest.schemas import CPU_SUMMARY_COLUMN_MAP, TABLES, TIME
+from ingest.schemas import TABLES, TIME
 from ingest.sources import slurm_log
+from ingest.sources.cpu_summary import CPU_SUMMARY_COLUMN_MAP
 from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J, US_PER_S
 
 GPU_COLUMN_MAP: Final = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -13,17 +12,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from ingest.quality import MAX_GAP_S
-from ingest.rollup import (
-    energy_j,
-    join_minutes,
-    join_pieces,
-    minutes_frame,
-    pieces_frame,
-    series_starts,
-    summarise,
-    summarise_jobs,
-)
+from ingest.rollup import join_minutes, join_pieces, summarise_jobs
 from ingest.schemas import GPU_SAMPLES, JOBS
+from ingest.summaries import minutes_frame, pieces_frame, series_starts, summarise
 from tests import naive
 
 START = datetime(2021, 3, 1, 12, 0, 30, tzinfo=UTC)
@@ -89,15 +80,22 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any], rel: float) ->
     assert {name: found[name] for name in present} == pytest.approx(present, rel=rel, abs=1e-6)
 
 
+def energy_j(time_us: list[int], power_w: list[float]) -> float:
+    rows = [
+        {"job_id": 1, "node": "n", "gpu_index": 0, "time": START + timedelta(microseconds=us), "power_w": power}
+        for us, power in zip(time_us, power_w, strict=True)
+    ]
+    return float(pieces_of(samples(rows))["energy_j"][0])
+
+
 def test_energy_is_the_area_under_the_power_by_hand() -> None:
-    time_us = np.array([0, 1_000_000, 3_000_000, 60_000_000])
-    assert energy_j(time_us, np.array([100.0, 200.0, 200.0, 500.0])) == 150.0 + 400.0
+    assert energy_j([0, 1_000_000, 3_000_000, 60_000_000], [100.0, 200.0, 200.0, 500.0]) == 150.0 + 400.0
 
 
 def test_a_gap_adds_no_energy_and_its_very_edge_does() -> None:
     edge_us = int(MAX_GAP_S * 1e6)
-    assert energy_j(np.array([0, edge_us]), np.array([50.0, 50.0])) == 50.0 * MAX_GAP_S
-    assert energy_j(np.array([0, edge_us + 1]), np.array([50.0, 50.0])) == 0.0
+    assert energy_j([0, edge_us], [50.0, 50.0]) == 50.0 * MAX_GAP_S
+    assert energy_j([0, edge_us + 1], [50.0, 50.0]) == 0.0
 
 
 @settings(max_examples=50)
