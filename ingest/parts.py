@@ -48,7 +48,7 @@ class PartWriter:
         self.path = path
         self._table = table
         self._rows = 0
-        self._pending: list[pl.DataFrame] = []
+        self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._schema = _writer_schema(table)
         self._stretches = stretches
@@ -85,21 +85,22 @@ class PartWriter:
         if not frame.height:
             return first
         self._rows += frame.height
+        table = self._to_arrow(frame)
         edges = [*(int(s) for s in starts), frame.height] if starts is not None else [0, frame.height]
         begin = 0
         for edge in edges[1:]:
             if self._stretches or self._pending_rows + edge - begin >= ROW_GROUP_ROWS:
-                self._pending.append(frame[begin:edge])
+                self._pending.append(table.slice(begin, edge - begin))
                 self._flush()
                 begin = edge
         if begin < frame.height:
-            self._pending.append(frame[begin:])
+            self._pending.append(table.slice(begin))
             self._pending_rows += frame.height - begin
         return first
 
     def _flush(self) -> None:
         if self._pending:
-            tables = [self._to_arrow(frame) for frame in self._pending]
+            tables = self._pending
             table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
             self._writer.write_table(table, row_group_size=table.num_rows)
             self._pending, self._pending_rows = [], 0
