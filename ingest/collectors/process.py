@@ -249,7 +249,8 @@ class ProcessCollector:
         else:
             used, interval_s = spent(before.processes, found), uptime_s - before.looked_s
         series = _Series(before.started_s, uptime_s, found, before.faults + (used.faults if used else 0))
-        self._append(step, series, used, interval_s)
+        if not (_ended(found) and before.processes and _ended(before.processes)):
+            self._append(step, series, used, interval_s)
         return series
 
     def _append(self, step: JobStep, series: _Series, used: Spent | None, interval_s: float) -> None:
@@ -293,6 +294,11 @@ class ProcessCollector:
             return float((self.proc / "uptime").read_text("ascii").split()[0])
         except (OSError, ValueError, IndexError) as error:
             raise HardwareError(f"{self.proc}/uptime cannot be read ({error}); is {self.proc} mounted?") from error
+
+
+def _ended(processes: Mapping[int, Process]) -> bool:
+    """Return whether all that is left of a job is what nobody has waited for yet."""
+    return all(process.is_zombie for process in processes.values())
 
 
 def _mib(count: int | None) -> str | None:
