@@ -95,7 +95,7 @@ class Job:
             self.job_id,
             self.name,
             self.gpus,
-            self.params,
+            self.params | ({"batch": answer["batch"]} if "batch" in answer else {}),
             self._submitted,
             started,
             time.time(),

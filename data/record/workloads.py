@@ -7,6 +7,7 @@ U-Net (Ronneberger et al. 2015); SchNet, DimeNet, PNA, NNConv as in PyTorch Geom
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import tempfile
@@ -59,11 +60,26 @@ def run(name: str, params: Params, t_end: float, log: dict[str, Any], world: int
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     time.sleep(params["wait_s"])
     if name in (*CNN, *UNET, *NLP, *GNN, "GPT2", "ViT"):
-        model, batches, loss = _build(name, params)
-        log["steps"] = train(model, batches, loss, params, Deadline(t_end, world))
+        log["steps"] = _train_what_fits(name, params, Deadline(t_end, world))
+        log["batch"] = params["batch"]
     else:
         other = {"LlamaDecode": decode, "FFTSolver": solve, "GEMM": multiply, "IdleNotebook": idle}[name]
         log["steps"] = other(params, t_end)
+
+
+def _train_what_fits(name: str, params: Params, deadline: Deadline) -> int:
+    """Return the steps done; where a batch does not fit into the GPU's memory it is halved, in ``params`` too."""
+    while True:
+        try:
+            model, batches, loss = _build(name, params)
+            return train(model, batches, loss, params, deadline)
+        except torch.OutOfMemoryError:
+            if params["batch"] < 2 or deadline.world > 1:
+                raise
+            params["batch"] //= 2
+        model = batches = loss = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _build(name: str, params: Params) -> tuple[nn.Module, Batches, Loss]:
