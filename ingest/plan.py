@@ -13,6 +13,7 @@ from ingest.checksum import BLOCK_BYTES, BlockHash, join_blocks
 from ingest.errors import SourceError
 from ingest.head import MANIFEST
 from ingest.manifest import read_inputs
+from ingest.reading import Source, count_rows
 from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.sources import supercloud
 from ingest.sources.archive import Listing, Member, list_members, open_member, stream_members
@@ -147,7 +148,7 @@ def _look_into(found: _Sorted, spec: PlanSpec) -> tuple[dict[str, int], dict[Mem
         if member in texts:
             texts[member] = _read_text(stream)
         else:
-            rows[member.name] = _count_rows(stream)
+            rows[member.name] = count_rows(Source(stream), with_header=True)
     return rows, texts
 
 
@@ -179,18 +180,6 @@ def _read_text(stream: ByteStream) -> tuple[bytes, tuple[str, str]]:
     except TooLargeError as error:
         return b"", ("too_large", str(error))
     return b"".join(pieces), ("", "")
-
-
-def _count_rows(stream: ByteStream) -> int:
-    """Return the rows of a file that is refused unread: its lines but the header, as far as it can be read."""
-    lines, last = 0, b"\n"
-    try:
-        while data := stream.read(_READ_BYTES):
-            lines += data.count(b"\n")
-            last = data[-1:]
-    except (TruncatedError, TooLargeError):
-        pass
-    return max(lines + (last != b"\n") - 1, 0)
 
 
 class _Tres:

@@ -5,6 +5,7 @@ Files that are short are parsed together and share a part; a long file is read i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ingest import batches
-from ingest.reading import Source, cut_pieces
+from ingest.reading import Source, count_content, count_newlines, cut_pieces
 from ingest.records import ScanFile
 from ingest.sources import delimited, quick, slurm_log
 from ingest.sources.delimited import Header
@@ -26,24 +27,24 @@ BATCH_BYTES: Final = 4 * 1024**2
 CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
 
-_NEWLINE = ord("\n")
-
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A file that is parsed together with its neighbours."""
+    """A file that is parsed together with its neighbours; its body has so many lines, blank ones too."""
 
     file: ScanFile
     header: Header
     body: memoryview
+    lines: int
 
 
 class Rows:
-    """Puts rows of files into ``staging``."""
+    """Puts rows of files into ``staging``; ``blank_lines`` counts by file the lines that are none."""
 
     def __init__(self, staging: Staging, context: Context) -> None:
         self._staging = staging
         self._context = context
+        self.blank_lines: Counter[str] = Counter()
 
     def take_together(self, kind: FileKind, header: Header, small: list[SmallFile]) -> None:
         """Store the rows of small files of one kind and header."""
@@ -58,12 +59,27 @@ class Rows:
             self._count_disorder({f: n for f, n in ordered.out_of_order.items() if f not in doubtful}, small)
             self._add_counts(small[0].file, done.counts)
             kept.append(ordered.frame.filter(~pl.col(batches.FILE).is_in(doubtful)) if doubtful else ordered.frame)
-        for i in sorted(doubtful):
-            file = small[i].file
-            careful = [part for part, _ in self._careful(file, header, bytes(small[i].body), 2)]
-            rows = pl.concat(careful, how="diagonal_relaxed").with_columns(pl.lit(i, pl.Int32).alias(batches.FILE))
-            kept.append(self._settle_order(file, kind, batches.order(rows, kind.table)))
+        for i, (each, rows) in enumerate(zip(small, lines, strict=True)):
+            if i in doubtful:
+                ordered = batches.order(self._take_doubtful(each, i), kind.table)
+                kept.append(self._settle_order(each.file, kind, ordered))
+            else:
+                self._count_blank(each.file, each.body, each.lines, rows)
         self._store(kind, [s.file for s in small], kept)
+
+    def _take_doubtful(self, small: SmallFile, ordinal: int) -> pl.DataFrame:
+        """Return the sound rows of a small file, the others going to quarantine."""
+        name, body = small.file.name, bytes(small.body)
+        rejected = self._staging.rows_quarantined[name]
+        rows = pl.concat([p for p, _ in self._careful(small.file, small.header, body, 2)], how="diagonal_relaxed")
+        rejected = self._staging.rows_quarantined[name] - rejected
+        self._count_blank(small.file, body, small.lines, rows.height + rejected)
+        return rows.with_columns(pl.lit(ordinal, pl.Int32).alias(batches.FILE))
+
+    def _count_blank(self, file: ScanFile, text: bytes | memoryview, lines: int, rows: int) -> None:
+        """Count the blank lines of a text, if there may be any: of its ``lines`` a parser made so many ``rows``."""
+        if lines != rows:
+            self.blank_lines[file.name] += lines - count_content(bytes(text))
 
     def take(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: Source) -> None:
         """Store the rows of one file in batches, each a part of its own; ``line`` is the number of the first."""
@@ -74,14 +90,18 @@ class Rows:
         held = 0
         state = _State(slurm_log.empty_seen(), self._context)
         for chunk in chunks:
-            if source.problem and not chunk.endswith(b"\n"):
+            if source.problem and chunk and not chunk.endswith(b"\n"):
                 chunk = self._reject_cut_line(file, kind, chunk, line)  # noqa: PLW2901
-                if not chunk:
-                    continue
+            if not chunk:
+                continue
+            rejected = self._staging.rows_quarantined[file.name]
             frames.append(self._typed(file, header, chunk, line, state))
+            rejected = self._staging.rows_quarantined[file.name] - rejected
+            lines = count_newlines(chunk) + (not chunk.endswith(b"\n"))
+            self._count_blank(file, chunk, lines, frames[-1].height + rejected)
             texts.append((chunk, line))
             held += len(chunk)
-            line += chunk.count(b"\n")
+            line += lines
             if held >= BATCH_BYTES:
                 self._store_batch(file, header, frames, texts, state.context)
                 frames, texts, held = [], [], 0
@@ -250,12 +270,12 @@ def _parse_bodies(
     """Return the typed rows of clean texts and the number of rows of each; None where any of them is doubtful."""
     if kind.table == "gpu_samples" and (found := quick.parse(bodies, header, kind.types)) is not None:
         return found
-    rows = [int(np.count_nonzero(np.frombuffer(body, np.uint8) == _NEWLINE)) for body in bodies]
+    rows = [count_newlines(body) for body in bodies]
     text = bytes(bodies[0]) if len(bodies) == 1 else b"".join(bodies)
     frame = delimited.parse_clean(text, header, kind.types, kind.required)
     if frame is None or (frame.height != sum(rows) and len(bodies) > 1):
         return None, rows
-    return frame, rows
+    return frame, rows if len(bodies) > 1 else [frame.height]
 
 
 def _with_lines(kind: FileKind, header: Header, body: bytes, line: int, context: Context) -> Iterator[pl.DataFrame]:

@@ -49,7 +49,6 @@ class Parsed:
     """
 
     frame: pl.DataFrame
-    rows_in: int
     rejected: list[tuple[int, str, str, str]] = field(default_factory=list)
     sentinels: dict[str, int] = field(default_factory=dict)
 
@@ -204,7 +203,6 @@ def parse_careful(
     exact : columns (ids) that must be written as plain integers
     """
     lines, numbers, rejected = _split_lines(body, first_line)
-    rows_in = len(lines) + len(rejected)
     fields = _split_fields(lines)
     good: list[list[str]] = []
     keep_number: list[int] = []
@@ -224,7 +222,7 @@ def parse_careful(
     frame, bad, sentinels = _type_cells(text, types, required, exact)
     rejected += bad
     rejected.sort()
-    return Parsed(frame, rows_in, rejected, sentinels)
+    return Parsed(frame, rejected, sentinels)
 
 
 def _split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], list[tuple[int, str, str, str]]]:
