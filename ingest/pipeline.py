@@ -179,9 +179,9 @@ class _Run:
             changed, settled = self._verify(plan.verify, plan.template.force)
             specs += changed
             records += settled
-        results = [*plan.found, *self._map_scan(specs)]
+        results, scanned = _join_shares([*plan.found, *self._map_scan(specs)], specs)
         results.sort(key=lambda r: r.part)
-        return results, (*records, *_join_shares(results, specs))
+        return results, (*records, *scanned)
 
     def _map_scan(self, specs: Sequence[ScanSpec]) -> Iterable[ScanResult]:
         self._specs.update({spec.part: spec for spec in specs})
@@ -290,25 +290,32 @@ def _as_known(record: FileRecord, file: ScanFile, why: str) -> FileRecord:
     return stays if is_same else replace(stays, status="refused", reason="companion_missing", detail=why)
 
 
-def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> list[FileRecord]:
-    """Return one record a file; shares of one file are added up in the order of their place in it."""
+def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> tuple[list[ScanResult], list[FileRecord]]:
+    """Return the results that stay, and one record a file; shares are added up in the order of their place in it.
+
+    A file of which a share was refused is refused whole: nothing stays of its other shares.
+    """
     start = {spec.part: spec.files[0].start for spec in specs if spec.files and spec.files[0].stop is not None}
-    whole: list[FileRecord] = []
+    whole = [record for result in results if result.part not in start for record in result.files]
     shares: dict[str, list[tuple[int, FileRecord]]] = {}
     for result in results:
-        if result.part in start:
-            for record in result.files:
-                shares.setdefault(record.name, []).append((start[result.part], record))
-        else:
-            whole += result.files
-    for found in shares.values():
-        ordered = [record for _, record in sorted(found, key=lambda item: item[0])]
-        total = ordered[0]
-        for record in ordered[1:]:
-            total = total.plus(record)
-        blocks = [block for record in ordered for block in record.checksum.split(",") if block]
-        whole.append(replace(total, size=sum(r.size for r in ordered), checksum=join_blocks(blocks)))
-    return whole
+        for record in result.files if result.part in start else ():
+            shares.setdefault(record.name, []).append((start[result.part], record))
+    joined = [_join_records([record for _, record in sorted(found, key=lambda s: s[0])]) for found in shares.values()]
+    refused = {record.name for record in joined if record.status == "refused"}
+    stay = [r for r in results if r.part not in start or not any(record.name in refused for record in r.files)]
+    return stay, whole + joined
+
+
+def _join_records(shares: Sequence[FileRecord]) -> FileRecord:
+    """Return the record of a file from those of its shares, in order."""
+    total = next((record for record in shares if record.status == "refused"), shares[0])
+    if total.status == "refused":
+        return total
+    for record in shares[1:]:
+        total = total.plus(record)
+    blocks = [block for record in shares for block in record.checksum.split(",") if block]
+    return replace(total, size=sum(r.size for r in shares), checksum=join_blocks(blocks))
 
 
 def _line_shift(results: Sequence[ScanResult], plan: IngestPlan) -> dict[str, int]:
