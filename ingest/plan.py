@@ -255,9 +255,11 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
 
 
 def _can_share(file: ScanFile) -> bool:
-    """Return whether several tasks can read one file: large, its bytes addressable, its rows independent."""
+    """Return whether several tasks can read one file: large, its bytes addressable, repeated rows found later."""
     member = file.member
-    return file.kind != "jobs" and not member.codec and member.size > 2 * BLOCK_BYTES and not is_url(member.location)
+    if member.codec or is_url(member.location):
+        return False
+    return KINDS[file.kind].table == "gpu_samples" and member.size > 2 * BLOCK_BYTES
 
 
 def cut_shares(file: ScanFile) -> list[ScanFile]:

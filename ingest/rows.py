@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from ingest import batches
+from ingest.keys import TakenKeys
 from ingest.reading import Source, count_content, count_newlines, cut_pieces
 from ingest.records import ScanFile
 from ingest.sources import delimited, quick, slurm_log
@@ -26,6 +27,9 @@ BATCH_BYTES: Final = 4 * 1024**2
 
 CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
+
+_KEYS_SEEN_TO = frozenset({"gpu_samples", "jobs"})
+"""Tables whose repeats are found elsewhere: when series are joined (`ingest.rewrite`), and by numbering attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ class Rows:
         frames: list[pl.DataFrame] = []
         texts: list[tuple[bytes, int]] = []
         held = 0
-        state = _State(slurm_log.empty_seen(), self._context)
+        taken = TakenKeys(kind.table) if kind.table not in _KEYS_SEEN_TO else None
+        state = _State(slurm_log.empty_seen(), self._context, taken)
         for chunk in chunks:
             if source.problem and chunk and not chunk.endswith(b"\n"):
                 chunk = self._reject_cut_line(file, kind, chunk, line)  # noqa: PLW2901
@@ -103,10 +108,10 @@ class Rows:
             held += len(chunk)
             line += lines
             if held >= BATCH_BYTES:
-                self._store_batch(file, header, frames, texts, state.context)
+                self._store_batch(file, header, frames, texts, state)
                 frames, texts, held = [], [], 0
         if frames:
-            self._store_batch(file, header, frames, texts, state.context)
+            self._store_batch(file, header, frames, texts, state)
 
     def count(self, file: ScanFile, reason: str, detail: str, n: int = 1) -> None:
         """Count something odd about a file."""
@@ -174,16 +179,19 @@ class Rows:
         header: Header,
         frames: list[pl.DataFrame],
         texts: list[tuple[bytes, int]],
-        context: Context,
+        state: _State,
     ) -> None:
         """Store the pieces of one batch as a part, and empty the list, so that sorting has their room."""
         kind = KINDS[file.kind]
-        ordered = batches.order(_join(kind, frames), kind.table)
+        ordered = state.set_taken_apart(batches.order(_join(kind, frames), kind.table))
         if ordered.repeated.height and kind.name != "jobs":  # once more, to know their lines
-            again = [rows for text, line in texts for rows in _with_lines(kind, header, text, line, context)]
-            ordered = batches.order(_join(kind, again), kind.table)
-        self._store(kind, [file], [self._settle_order(file, kind, ordered)])
-        self._staging.close_parts()
+            again = [rows for text, line in texts for rows in _with_lines(kind, header, text, line, state.context)]
+            ordered = state.set_taken_apart(batches.order(_join(kind, again), kind.table))
+        frame = self._settle_order(file, kind, ordered)
+        self._store(kind, [file], [frame])
+        parts = self._staging.close_parts()
+        if state.taken is not None and parts:
+            state.taken.add(frame, parts[0].path)
 
     def _settle_order(self, file: ScanFile, kind: FileKind, ordered: batches.Ordered) -> pl.DataFrame:
         """Count what was out of order, put repeats into quarantine, and return the others."""
@@ -241,10 +249,15 @@ class Rows:
 
 @dataclass(slots=True)
 class _State:
-    """What one file's earlier pieces taught: the jobs seen, and the unit of its memory column."""
+    """What one file's earlier pieces taught: the jobs seen, the unit of its memory column, the keys that are taken."""
 
     seen: pl.DataFrame
     context: Context
+    taken: TakenKeys | None
+
+    def set_taken_apart(self, ordered: batches.Ordered) -> batches.Ordered:
+        """Return the batch with rows whose key an earlier batch has among the repeated ones."""
+        return ordered if self.taken is None else self.taken.set_apart(ordered)
 
     def learn(self, frame: pl.DataFrame) -> None:
         """Learn the unit of ``MemoryFreeInactiveKB`` from the first piece that has values."""
