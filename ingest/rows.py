@@ -19,7 +19,8 @@ from ingest.reading import Source, count_content, count_newlines, cut_pieces
 from ingest.records import ScanFile
 from ingest.sources import delimited, quick, slurm_log
 from ingest.sources.delimited import Header
-from ingest.sources.supercloud_columns import KINDS, LAKE_COLUMN, Context, FileKind, memory_unit
+from ingest.sources.file_kind import Context, FileKind
+from ingest.sources.supercloud_columns import KINDS, LAKE_COLUMN, memory_unit
 from ingest.staging import Staging
 
 BATCH_BYTES: Final = 4 * 1024**2
@@ -55,13 +56,12 @@ class Rows:
         frame, lines = _parse_bodies([s.body for s in small], header, kind)
         doubtful = set(range(len(small)))
         kept: list[pl.DataFrame] = []
-        if frame is not None:
-            ordinals = pl.Series(batches.FILE, np.repeat(np.arange(len(small), dtype=np.int32), lines))
-            done = kind.finish(frame.with_columns(ordinals), self._context)
+        ordinals = pl.Series(batches.FILE, np.repeat(np.arange(len(small), dtype=np.int32), lines))
+        done = kind.finish(frame.with_columns(ordinals), self._context) if frame is not None else None
+        if done is not None and not done.counts:  # which file something odd is in is seen when it is read alone
             ordered = batches.order(self._with_key(done.frame, kind, [s.file for s in small]), kind.table)
             doubtful = set(ordered.repeated[batches.FILE].to_list())
             self._count_disorder({f: n for f, n in ordered.out_of_order.items() if f not in doubtful}, small)
-            self._add_counts(small[0].file, done.counts)
             kept.append(ordered.frame.filter(~pl.col(batches.FILE).is_in(doubtful)) if doubtful else ordered.frame)
         for i, (each, rows) in enumerate(zip(small, lines, strict=True)):
             if i in doubtful:
@@ -144,19 +144,18 @@ class Rows:
         """Yield the sound rows of a doubtful piece of text, the others going to quarantine."""
         kind = KINDS[file.kind]
         for piece in cut_pieces(body, CAREFUL_BYTES):
-            parsed = delimited.parse_careful(
-                piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
-            )
+            parsed = _parse_careful(piece, header, kind, line)
             self._staging.reject(
                 (file.name, number, 1, kind.table, reason, detail, raw)
                 for number, reason, detail, raw in parsed.rejected
             )
             for reason in {r[1] for r in parsed.rejected}:
                 self.count(file, reason, "", sum(r[1] == reason for r in parsed.rejected))
-            for parsed_column, n in parsed.sentinels.items():
-                column = LAKE_COLUMN.get(parsed_column, parsed_column)
-                self.count(file, "sentinel", column, n)
-                self._staging.null_cells[file.name, column] -= n
+            for cells, reason in ((parsed.sentinels, "sentinel"), (parsed.bad_extras, "bad_extra_cell")):
+                for parsed_column, n in cells.items():
+                    column = LAKE_COLUMN.get(parsed_column, parsed_column)
+                    self.count(file, reason, column, n)
+                    self._staging.null_cells[file.name, column] -= n
             if state is not None:
                 state.learn(parsed.frame)
             done = kind.finish(parsed.frame, state.context if state else self._context)
@@ -291,12 +290,22 @@ def _parse_bodies(
     return frame, rows if len(bodies) > 1 else [frame.height]
 
 
+def _parse_careful(piece: bytes, header: Header, kind: FileKind, line: int) -> delimited.Parsed:
+    return delimited.parse_careful(
+        piece,
+        header,
+        kind.types,
+        first_line=line,
+        required=kind.required,
+        exact=kind.exact,
+        extras=kind.extras,
+    )
+
+
 def _with_lines(kind: FileKind, header: Header, body: bytes, line: int, context: Context) -> Iterator[pl.DataFrame]:
     """Yield the sound rows of a text that has been parsed before, with their line numbers and raw lines."""
     for piece in cut_pieces(body, CAREFUL_BYTES):
-        parsed = delimited.parse_careful(
-            piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
-        )
+        parsed = _parse_careful(piece, header, kind, line)
         yield kind.finish(parsed.frame, context).frame
         line += piece.count(b"\n")
 

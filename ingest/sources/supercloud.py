@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ingest.errors import SourceError
-from ingest.sources.supercloud_columns import FileKind
+from ingest.sources.file_kind import FileKind
 
 _ROOT_FILES: Final = {
     "slurm-log.csv": "jobs",
