@@ -31,11 +31,16 @@ _CLUSTER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an ingest is, in bytes of its input files."""
+    """How far one phase of an ingest is, in bytes of its input files as they are stored.
 
-    bytes_done: int
-    bytes_total: int
-    files_done: int
+    ``phase`` is planning (the archive is listed; a compressed tar is inflated for that), verifying (large files that
+    the lake has are hashed), reading, or committing. Planning and committing have no bytes.
+    """
+
+    phase: str
+    bytes_done: int = 0
+    bytes_total: int = 0
+    files_done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,7 @@ class _Run:
         self._progress = progress
         self._folder = root / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}"
         self._done_bytes = 0
+        self._total_bytes = 0
         self._done_files = 0
         self.plan: IngestPlan | None = None
         self.unknown_columns: dict[str, list[str]] = {}
@@ -152,12 +158,13 @@ class _Run:
         )
         if isinstance(self._runner, PoolRunner):
             self._runner.warm(tasks.warm)
+        self._tell("planning")
         self.plan = plan = self._one(tasks.plan, spec)
-        self._tell()
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
         commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
         while True:
+            self._tell("committing")
             result = self._one(tasks.commit, commit)
             if result.held:
                 commit = self._leave_out(plan, commit, result.held)
@@ -185,6 +192,8 @@ class _Run:
 
     def _map_scan(self, specs: Sequence[ScanSpec]) -> Iterable[ScanResult]:
         self._specs.update({spec.part: spec for spec in specs})
+        self._total_bytes += sum(file.stored_bytes for spec in specs for file in spec.files)
+        self._tell_read()
         for result in self._runner.map(tasks.scan, specs):
             self._done_bytes += result.bytes_read
             self._done_files += len(result.files)
@@ -193,14 +202,19 @@ class _Run:
                     names = self.unknown_columns.setdefault(column, [])
                     if len(names) < 5:
                         names.append(record.name)
-            self._tell()
+            self._tell_read()
             yield result
 
     def _verify(self, specs: Sequence[ScanSpec], force: bool) -> tuple[list[ScanSpec], list[FileRecord]]:
         """Hash large files that the lake has; return the tasks of those that changed and the records of the others."""
         digests: dict[str, dict[int, list[str]]] = {}
+        size = {(file.name, file.start): file.stored_bytes for spec in specs for file in spec.files}
+        done, total = 0, sum(size.values())
+        self._tell("verifying", done, total)
         for name, start, blocks in self._runner.map(tasks.verify, specs):
             digests.setdefault(name, {})[start] = blocks
+            done += size[name, start]
+            self._tell("verifying", done, total)
         changed: list[ScanSpec] = []
         settled: dict[str, FileRecord] = {}
         for spec in specs:
@@ -250,10 +264,12 @@ class _Run:
         records = tuple(_as_known(r, files[r.name], held[r.name]) if r.name in held else r for r in commit.records)
         return replace(commit, results=tuple(results), records=records)
 
-    def _tell(self) -> None:
-        if self._progress is not None and self.plan is not None:
-            total = max(self.plan.total_bytes, self._done_bytes)
-            self._progress(Progress(self._done_bytes, total, self._done_files))
+    def _tell_read(self) -> None:
+        self._tell("reading", self._done_bytes, max(self._total_bytes, self._done_bytes), self._done_files)
+
+    def _tell(self, phase: str, *figures: int) -> None:
+        if self._progress is not None:
+            self._progress(Progress(phase, *figures))
 
     def _clean_others(self) -> None:
         """Remove what killed runs left: their staging, and files that no committed state lists."""

@@ -75,7 +75,7 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     files = tres.read_again(found.files) if tres.is_changed else found.files
     template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes)
     specs, verify = _cut(files, template, spec)
-    total = sum(max(f.member.size, 0) for f in files)
+    total = sum(file.stored_bytes for file in files)
     return IngestPlan(
         cluster,
         tuple(specs),

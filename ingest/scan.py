@@ -116,7 +116,7 @@ class _Scan:
                 self._read_small(file, head, source)
             else:
                 self._read_large(file, head, source)
-        self._bytes_read += source.hash.size
+        self._bytes_read += file.stored_bytes or source.hash.size
 
     def _read_small(self, file: ScanFile, data: bytes, source: Source) -> None:
         if source.problem and (source.problem[0] == "too_large" or b"\n" not in data):

@@ -84,7 +84,7 @@ def ingest(
 
         def tell(now: Progress) -> None:
             if bar is not None:
-                bar(now.bytes_done, now.bytes_total)
+                bar(now.bytes_done, now.bytes_total, now.phase)
 
         report = ingest_into(
             path,
