@@ -11,7 +11,6 @@ import polars as pl
 
 from ingest.checksum import BLOCK_BYTES, BlockHash, join_blocks
 from ingest.errors import SourceError
-from ingest.head import MANIFEST
 from ingest.manifest import read_inputs
 from ingest.reading import Source, count_rows
 from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, ScanResult, ScanSpec, refusal
@@ -90,8 +89,6 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
 
 def _inputs(spec: PlanSpec, cluster: str) -> pl.DataFrame:
     """Return what the lake remembers of a cluster's input files; no rows for a new lake."""
-    if not (Path(spec.lake) / MANIFEST).is_dir():
-        return read_inputs(Path(spec.lake), type(spec.head)())
     return read_inputs(Path(spec.lake), spec.head).filter(pl.col("cluster") == cluster)
 
 

@@ -89,7 +89,7 @@ class Staging:
         self.rows_quarantined: Counter[str] = Counter()
 
     def store(self, table: str, frame: pl.DataFrame, inputs: Sequence[str], *, extended: bool = False) -> None:
-        """Write a batch in key order to the table's open part; ``frame["file"]`` counts in ``inputs``."""
+        """Write a batch, itself in key order, to the table's open part; ``frame["file"]`` counts in ``inputs``."""
         if not frame.height:
             return
         is_gpu = table == "gpu_samples"
