@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ingest.errors import LakeError
 from ingest.head import LakePart, read_head
+from ingest.keys import KeyCheck, find_overlaps
 from ingest.manifest import read_inputs, read_pieces
 from ingest.schemas import TABLES, TableSchema
 
@@ -177,12 +178,13 @@ class Lake:
         return LakeInfo(str(self.root), self.generation, self.inputs().height, tuple(tables))
 
     def check(self) -> CheckReport:
-        """Return what a full check finds: every part there, readable to its last value, as listed, sorted by time."""
+        """Return what a full check finds: every part there, readable to its last value, as listed, each key once."""
         problems: list[str] = []
         rows = 0
+        keys = KeyCheck()
         for part in self._head.parts:
             try:
-                found, wrong = _check_part(self._head.path(self.root, part), part)
+                found, wrong = _check_part(self._head.path(self.root, part), part, keys)
             except FileNotFoundError as error:
                 if self._is_stale():
                     raise self._gone(f"{part.file} is missing") from error
@@ -193,6 +195,7 @@ class Lake:
                 continue
             rows += found
             problems += [f"{part.file}: {what}" for what in wrong]
+        problems += keys.problems()
         problems += self._check_index()
         listed = {*self._head.removes, *(part.file for part in self._head.parts)}
         for table in TABLES:
@@ -214,6 +217,7 @@ class Lake:
         accounted = pl.col("rows_out") + pl.col("rows_quarantined") + pl.col("rows_merged")
         lost = inputs.filter(pl.col("rows_in") != accounted)
         problems = [f"{name}: rows do not add up" for name in lost["name"].head(10)]
+        problems += find_overlaps(pieces)
         indexed = dict(pieces.group_by("part").agg(pl.col("rows").sum()).iter_rows())
         problems += [
             f"{part.file}: {part.rows} rows, {indexed[part.file]} in the index"
@@ -276,8 +280,8 @@ def _open_part(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def _check_part(path: Path, part: LakePart) -> tuple[int, list[str]]:
-    """Return the rows of a part, all of them read, and what is wrong with it."""
+def _check_part(path: Path, part: LakePart, keys: KeyCheck) -> tuple[int, list[str]]:
+    """Return the rows of a part, all of them read, and what is wrong with it; its rows' keys go into ``keys``."""
     schema = TABLES[part.table]
     problems: list[str] = []
     rows = 0
@@ -287,14 +291,18 @@ def _check_part(path: Path, part: LakePart) -> tuple[int, list[str]]:
         if missing:
             problems.append(f"columns missing: {', '.join(sorted(missing))}")
         key = {name: schema.columns[name] for name in schema.key}
-        is_series = part.table in _SERIES_TABLES and not missing
+        is_series = part.table in _SERIES_TABLES
         last = pl.DataFrame(schema=key)
         for batch in file.iter_batches(batch_size=_CHECK_ROWS):
             rows += batch.num_rows
+            if missing:
+                continue
+            found = pl.DataFrame(batch.select(list(key)), schema=key)
+            keys.add(part.table, part.cluster, found)
             if is_series:
-                keys = pl.concat([last, pl.DataFrame(batch.select(list(key)), schema=key)])
-                back += _count_back(keys)
-                last = keys.tail(1)
+                found = pl.concat([last, found])
+                back += _count_back(found)
+                last = found.tail(1)
     if (rows, path.stat().st_size) != (part.rows, part.bytes):
         problems.append(f"{rows} rows, {path.stat().st_size} bytes; {part.rows}, {part.bytes} listed")
     if back:

@@ -1,7 +1,9 @@
 """Parquet parts of the lake: written with measured encodings, read by row range.
 
-A part is sorted by its table's key. A row group holds one long stretch of a series, or several whole short ones, at
-least `ROW_GROUP_ROWS` rows together, so that one job is one or few row groups; a long series spans several parts.
+A part is a row of batches, each sorted by input file and its table's key; the samples of a series are in the order of
+time. Batches follow each other as their files were met, so a part as a whole is in order only where those were.
+A row group holds one long stretch of a series, or several whole short ones, at least `ROW_GROUP_ROWS` rows together,
+so that one job is one or few row groups; a long series spans several parts.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def arrow_schema(table: TableSchema) -> pa.Schema:
 class PartWriter:
     """Writes one part; use as a context manager, or `discard` it.
 
-    Frames must come in key order. A column that a frame lacks is written as null; an Enum column as text. With
+    Each frame must be in key order. A column that a frame lacks is written as null; an Enum column as text. With
     ``stretches``, each stretch of rows becomes a row group of its own, and the table's delta columns are delta-encoded.
     """
 
@@ -138,11 +140,6 @@ class PartWriter:
         with contextlib.suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
-
-    @property
-    def rows(self) -> int:
-        """Rows written so far."""
-        return self._rows
 
 
 def _writer_schema(table: TableSchema) -> pa.Schema:

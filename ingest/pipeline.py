@@ -31,11 +31,16 @@ _CLUSTER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an ingest is, in bytes of its input files."""
+    """How far one phase of an ingest is, in bytes of its input files as they are stored.
 
-    bytes_done: int
-    bytes_total: int
-    files_done: int
+    ``phase`` is planning (the archive is listed; a compressed tar is inflated for that), verifying (large files that
+    the lake has are hashed), reading, or committing. Planning and committing have no bytes.
+    """
+
+    phase: str
+    bytes_done: int = 0
+    bytes_total: int = 0
+    files_done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,7 @@ class _Run:
         self._progress = progress
         self._folder = root / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}"
         self._done_bytes = 0
+        self._total_bytes = 0
         self._done_files = 0
         self.plan: IngestPlan | None = None
         self.unknown_columns: dict[str, list[str]] = {}
@@ -152,12 +158,13 @@ class _Run:
         )
         if isinstance(self._runner, PoolRunner):
             self._runner.warm(tasks.warm)
+        self._tell("planning")
         self.plan = plan = self._one(tasks.plan, spec)
-        self._tell()
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
         commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
         while True:
+            self._tell("committing")
             result = self._one(tasks.commit, commit)
             if result.held:
                 commit = self._leave_out(plan, commit, result.held)
@@ -179,12 +186,14 @@ class _Run:
             changed, settled = self._verify(plan.verify, plan.template.force)
             specs += changed
             records += settled
-        results = [*plan.found, *self._map_scan(specs)]
+        results, scanned = _join_shares([*plan.found, *self._map_scan(specs)], specs)
         results.sort(key=lambda r: r.part)
-        return results, (*records, *_join_shares(results, specs))
+        return results, (*records, *scanned)
 
     def _map_scan(self, specs: Sequence[ScanSpec]) -> Iterable[ScanResult]:
         self._specs.update({spec.part: spec for spec in specs})
+        self._total_bytes += sum(file.stored_bytes for spec in specs for file in spec.files)
+        self._tell_read()
         for result in self._runner.map(tasks.scan, specs):
             self._done_bytes += result.bytes_read
             self._done_files += len(result.files)
@@ -193,14 +202,19 @@ class _Run:
                     names = self.unknown_columns.setdefault(column, [])
                     if len(names) < 5:
                         names.append(record.name)
-            self._tell()
+            self._tell_read()
             yield result
 
     def _verify(self, specs: Sequence[ScanSpec], force: bool) -> tuple[list[ScanSpec], list[FileRecord]]:
         """Hash large files that the lake has; return the tasks of those that changed and the records of the others."""
         digests: dict[str, dict[int, list[str]]] = {}
+        size = {(file.name, file.start): file.stored_bytes for spec in specs for file in spec.files}
+        done, total = 0, sum(size.values())
+        self._tell("verifying", done, total)
         for name, start, blocks in self._runner.map(tasks.verify, specs):
             digests.setdefault(name, {})[start] = blocks
+            done += size[name, start]
+            self._tell("verifying", done, total)
         changed: list[ScanSpec] = []
         settled: dict[str, FileRecord] = {}
         for spec in specs:
@@ -250,10 +264,12 @@ class _Run:
         records = tuple(_as_known(r, files[r.name], held[r.name]) if r.name in held else r for r in commit.records)
         return replace(commit, results=tuple(results), records=records)
 
-    def _tell(self) -> None:
-        if self._progress is not None and self.plan is not None:
-            total = max(self.plan.total_bytes, self._done_bytes)
-            self._progress(Progress(self._done_bytes, total, self._done_files))
+    def _tell_read(self) -> None:
+        self._tell("reading", self._done_bytes, max(self._total_bytes, self._done_bytes), self._done_files)
+
+    def _tell(self, phase: str, *figures: int) -> None:
+        if self._progress is not None:
+            self._progress(Progress(phase, *figures))
 
     def _clean_others(self) -> None:
         """Remove what killed runs left: their staging, and files that no committed state lists."""
@@ -290,25 +306,32 @@ def _as_known(record: FileRecord, file: ScanFile, why: str) -> FileRecord:
     return stays if is_same else replace(stays, status="refused", reason="companion_missing", detail=why)
 
 
-def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> list[FileRecord]:
-    """Return one record a file; shares of one file are added up in the order of their place in it."""
+def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> tuple[list[ScanResult], list[FileRecord]]:
+    """Return the results that stay, and one record a file; shares are added up in the order of their place in it.
+
+    A file of which a share was refused is refused whole: nothing stays of its other shares.
+    """
     start = {spec.part: spec.files[0].start for spec in specs if spec.files and spec.files[0].stop is not None}
-    whole: list[FileRecord] = []
+    whole = [record for result in results if result.part not in start for record in result.files]
     shares: dict[str, list[tuple[int, FileRecord]]] = {}
     for result in results:
-        if result.part in start:
-            for record in result.files:
-                shares.setdefault(record.name, []).append((start[result.part], record))
-        else:
-            whole += result.files
-    for found in shares.values():
-        ordered = [record for _, record in sorted(found, key=lambda item: item[0])]
-        total = ordered[0]
-        for record in ordered[1:]:
-            total = total.plus(record)
-        blocks = [block for record in ordered for block in record.checksum.split(",") if block]
-        whole.append(replace(total, size=sum(r.size for r in ordered), checksum=join_blocks(blocks)))
-    return whole
+        for record in result.files if result.part in start else ():
+            shares.setdefault(record.name, []).append((start[result.part], record))
+    joined = [_join_records([record for _, record in sorted(found, key=lambda s: s[0])]) for found in shares.values()]
+    refused = {record.name for record in joined if record.status == "refused"}
+    stay = [r for r in results if r.part not in start or not any(record.name in refused for record in r.files)]
+    return stay, whole + joined
+
+
+def _join_records(shares: Sequence[FileRecord]) -> FileRecord:
+    """Return the record of a file from those of its shares, in order."""
+    total = next((record for record in shares if record.status == "refused"), shares[0])
+    if total.status == "refused":
+        return total
+    for record in shares[1:]:
+        total = total.plus(record)
+    blocks = [block for record in shares for block in record.checksum.split(",") if block]
+    return replace(total, size=sum(r.size for r in shares), checksum=join_blocks(blocks))
 
 
 def _line_shift(results: Sequence[ScanResult], plan: IngestPlan) -> dict[str, int]:

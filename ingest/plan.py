@@ -11,8 +11,8 @@ import polars as pl
 
 from ingest.checksum import BLOCK_BYTES, BlockHash, join_blocks
 from ingest.errors import SourceError
-from ingest.head import MANIFEST
 from ingest.manifest import read_inputs
+from ingest.reading import Source, count_rows
 from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.sources import supercloud
 from ingest.sources.archive import Listing, Member, list_members, open_member, stream_members
@@ -74,7 +74,7 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     files = tres.read_again(found.files) if tres.is_changed else found.files
     template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes)
     specs, verify = _cut(files, template, spec)
-    total = sum(max(f.member.size, 0) for f in files)
+    total = sum(file.stored_bytes for file in files)
     return IngestPlan(
         cluster,
         tuple(specs),
@@ -89,8 +89,6 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
 
 def _inputs(spec: PlanSpec, cluster: str) -> pl.DataFrame:
     """Return what the lake remembers of a cluster's input files; no rows for a new lake."""
-    if not (Path(spec.lake) / MANIFEST).is_dir():
-        return read_inputs(Path(spec.lake), type(spec.head)())
     return read_inputs(Path(spec.lake), spec.head).filter(pl.col("cluster") == cluster)
 
 
@@ -147,7 +145,7 @@ def _look_into(found: _Sorted, spec: PlanSpec) -> tuple[dict[str, int], dict[Mem
         if member in texts:
             texts[member] = _read_text(stream)
         else:
-            rows[member.name] = _count_rows(stream)
+            rows[member.name] = count_rows(Source(stream), with_header=True)
     return rows, texts
 
 
@@ -179,18 +177,6 @@ def _read_text(stream: ByteStream) -> tuple[bytes, tuple[str, str]]:
     except TooLargeError as error:
         return b"", ("too_large", str(error))
     return b"".join(pieces), ("", "")
-
-
-def _count_rows(stream: ByteStream) -> int:
-    """Return the rows of a file that is refused unread: its lines but the header, as far as it can be read."""
-    lines, last = 0, b"\n"
-    try:
-        while data := stream.read(_READ_BYTES):
-            lines += data.count(b"\n")
-            last = data[-1:]
-    except (TruncatedError, TooLargeError):
-        pass
-    return max(lines + (last != b"\n") - 1, 0)
 
 
 class _Tres:
@@ -266,9 +252,11 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
 
 
 def _can_share(file: ScanFile) -> bool:
-    """Return whether several tasks can read one file: large, its bytes addressable, its rows independent."""
+    """Return whether several tasks can read one file: large, its bytes addressable, repeated rows found later."""
     member = file.member
-    return file.kind != "jobs" and not member.codec and member.size > 2 * BLOCK_BYTES and not is_url(member.location)
+    if member.codec or is_url(member.location):
+        return False
+    return KINDS[file.kind].table == "gpu_samples" and member.size > 2 * BLOCK_BYTES
 
 
 def cut_shares(file: ScanFile) -> list[ScanFile]:

@@ -104,6 +104,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     # observations, in quality
     "missing_value": (DEFECT, "cells that say they are missing, in a column that has values elsewhere in the file"),
     "column_empty": (NOTICE, "every cell of the column says that it is missing"),
+    "bad_extra_cell": (DEFECT, "a cell of a column beyond the release's own that cannot be read or be true; null"),
     "sentinel": (DEFECT, "a driver's or scheduler's 'no value' number; stored as null"),
     "repeated_column": (DEFECT, "two columns of one name; the first is taken"),
     "unknown_column": (NOTICE, "a column that the lake does not know; not stored"),

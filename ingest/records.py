@@ -42,6 +42,11 @@ class ScanFile:
         """The file's name below the archive's root: its identity in the lake."""
         return self.member.plain_name
 
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the file, or of this share of it, before anything is inflated; 0 where it is not known."""
+        return max(self.member.size, 0) if self.stop is None else self.stop - self.start
+
 
 @dataclass(frozen=True, slots=True)
 class ScanSpec:
@@ -121,7 +126,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What a scan task did: records of its files, parts it wrote, pieces (a Parquet file of its own), counts."""
+    """What a scan task did: records of its files, parts it wrote, pieces (a Parquet file of its own), counts.
+
+    ``bytes_read`` are those of its files as they are stored (as they are read, where a file's size is not known).
+    """
 
     files: tuple[FileRecord, ...]
     parts: tuple[Part, ...]

@@ -88,7 +88,7 @@ class Staging:
         self.rows_quarantined: Counter[str] = Counter()
 
     def store(self, table: str, frame: pl.DataFrame, inputs: Sequence[str], *, extended: bool = False) -> None:
-        """Write a batch in key order to the table's open part; ``frame["file"]`` counts in ``inputs``."""
+        """Write a batch, itself in key order, to the table's open part; ``frame["file"]`` counts in ``inputs``."""
         if not frame.height:
             return
         is_gpu = table == "gpu_samples"
@@ -129,11 +129,14 @@ class Staging:
             self._open[stem] = PartWriter(path, TABLES[table], stretches=stretches)
         return self._open[stem]
 
-    def close_parts(self) -> None:
-        """Close the open parts, so that the next batch starts new ones."""
+    def close_parts(self) -> list[Part]:
+        """Close the open parts, so that the next batch starts new ones; return them."""
+        closed = []
         for stem in list(self._open):
-            self._parts.append(self._open[stem].close())
+            closed.append(self._open[stem].close())
             del self._open[stem]
+        self._parts += closed
+        return closed
 
     def reject(self, rows: Iterable[Rejected]) -> None:
         """Put rows into quarantine."""

@@ -84,7 +84,7 @@ def ingest(
 
         def tell(now: Progress) -> None:
             if bar is not None:
-                bar(now.bytes_done, now.bytes_total)
+                bar(now.bytes_done, now.bytes_total, now.phase)
 
         report = ingest_into(
             path,
@@ -128,7 +128,7 @@ def info(show: Show, *, lake: Path | None) -> None:
 @with_lake
 @with_format
 def check(show: Show, *, lake: Path | None) -> None:
-    """Check that every file of a lake is there, whole, sorted and as its manifest says; exit 1 where one is not.
+    """Check that every file of a lake is there, whole and as its manifest says, each key once; exit 1 if not.
 
     Example: jobwatt lake check --lake data/lake
     """

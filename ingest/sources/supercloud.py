@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ingest.errors import SourceError
-from ingest.sources.supercloud_columns import FileKind
+from ingest.sources.file_kind import FileKind
 
 _ROOT_FILES: Final = {
     "slurm-log.csv": "jobs",
@@ -45,11 +45,7 @@ def find_root(names: list[str]) -> str:
     >>> find_root(["x/README.md", "x/gpu/0001/5-n.csv", "x/slurm-log.csv"])
     'x'
     """
-    roots: dict[str, int] = {}
-    for name in names:
-        root = _root_of(PurePosixPath(name))
-        if root is not None:
-            roots[root] = roots.get(root, 0) + 1
+    roots = {root for name in names if (root := _root_of(PurePosixPath(name))) is not None}
     if not roots:
         raise SourceError(
             "no table of the Datacenter Challenge or HPCA'22 layout found; expected slurm-log.csv, gpu/NNNN/…csv, "
@@ -57,7 +53,7 @@ def find_root(names: list[str]) -> str:
         )
     if len(roots) > 1:
         raise SourceError(f"several releases side by side ({', '.join(sorted(roots))}); give one of them")
-    return next(iter(roots))
+    return roots.pop()
 
 
 def _root_of(path: PurePosixPath) -> str | None:

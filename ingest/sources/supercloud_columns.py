@@ -11,8 +11,7 @@ Samsi et al. 2021, The MIT Supercloud Dataset, arXiv 2108.02037. Slurm's job pro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
@@ -21,6 +20,8 @@ from ingest.reference import workload_classes
 from ingest.schemas import TABLES, TIME
 from ingest.sources import slurm_log
 from ingest.sources.cpu_summary import CPU_SUMMARY_COLUMN_MAP
+from ingest.sources.file_kind import Context, FileKind, Finished
+from ingest.sources.throttle import parse_throttle
 from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J, US_PER_S
 
 GPU_COLUMN_MAP: Final = {
@@ -47,8 +48,10 @@ GPU_OPTIONAL_COLUMN_MAP: Final = {
     **GPU_EXTENDED_COLUMN_MAP,
     "power_limit_W": "power_limit_w",
     "enforced_power_limit_W": "power_limit_w",
-    "throttle_reasons": "throttle",
-    "clocks_throttle_reasons": "throttle",
+    "throttle_reasons": "throttle_raw",
+    "clocks_throttle_reasons": "throttle_raw",
+    "clocks_throttle_reasons.active": "throttle_raw",
+    "clocks_event_reasons.active": "throttle_raw",
 }
 
 KEY_COLUMN_MAP: Final = {
@@ -145,6 +148,7 @@ DCGM_COLUMN_MAP: Final = {
 LAKE_COLUMN: Final = {
     "energy_counter_mj": "energy_counter_j",
     "mem_free_raw": "mem_free_kib",
+    "throttle_raw": "throttle",
     **{f"{name}_epoch_s": f"{name}_time" for name in ("submit", "eligible", "start", "end")},
 }
 """Columns that are parsed under a name of their own, for the unit in which they come, and the lake's names of them."""
@@ -152,42 +156,6 @@ LAKE_COLUMN: Final = {
 _GIB_LIMIT = 65_536.0
 _KIB_LEAST = 262_144.0
 _PAIR = r"^[^|:]*:\d+(\|[^|:]*:\d+)*\|?$"
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What finishing needs to know beside the rows: of the source, and of the piece's place in its file."""
-
-    tres_names: Mapping[int, str] = field(default_factory=dict)
-    mem_unit: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Rows of the lake's table, and counts of what was seen: (job_id or None, reason, detail) to how often."""
-
-    frame: pl.DataFrame
-    counts: dict[tuple[int | None, str, str], int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class FileKind:
-    """One kind of file.
-
-    ``column_map`` has the release's own columns (their absence is reported), ``optional`` further spellings and extras.
-    ``name_pattern`` gives groups ``job`` and ``node`` from the file's name where it tells them.
-    """
-
-    name: str
-    table: str
-    column_map: Mapping[str, str]
-    types: Mapping[str, pl.DataType]
-    required: frozenset[str]
-    finish: Callable[[pl.DataFrame, Context], Finished]
-    optional: Mapping[str, str] = field(default_factory=dict)
-    ignored: frozenset[str] = frozenset({"", "Unnamed: 0"})
-    name_pattern: re.Pattern[str] | None = None
-    exact: frozenset[str] = frozenset({"job_id"})
 
 
 def _types(table: str, column_map: Mapping[str, str], **own: pl.DataType) -> dict[str, pl.DataType]:
@@ -208,10 +176,17 @@ def _time_columns(frame: pl.DataFrame) -> list[pl.Expr]:
 
 def _finish_gpu(frame: pl.DataFrame, context: Context) -> Finished:
     columns = _time_columns(frame)
+    counts: dict[tuple[int | None, str, str], int] = {}
+    if "throttle_raw" in frame.columns:
+        throttle = parse_throttle(frame["throttle_raw"])
+        columns.append(pl.lit(throttle).alias("throttle"))
+        if lost := throttle.null_count() - frame["throttle_raw"].null_count():
+            counts[None, "bad_extra_cell", "throttle"] = lost
     if "energy_counter_mj" in frame.columns:  # polars would multiply by 1/1000, which is not exact
         energy_j = frame["energy_counter_mj"].fill_null(float("nan")).to_numpy() / MJ_PER_J
         columns.append(pl.lit(pl.Series("energy_counter_j", energy_j)).fill_nan(None))
-    return Finished(frame.with_columns(columns).drop("time_epoch_s", "energy_counter_mj", strict=False))
+    own = ("time_epoch_s", "energy_counter_mj", "throttle_raw")
+    return Finished(frame.with_columns(columns).drop(own, strict=False), counts)
 
 
 def _finish_cpu(frame: pl.DataFrame, context: Context) -> Finished:
@@ -286,7 +261,11 @@ def memory_unit(values: pl.Series) -> str:
 _F64, _STR = pl.Float64(), pl.String()
 _TIME_TYPE = {"time_epoch_s": _F64}
 _GPU_TYPES = _types(
-    "gpu_samples", GPU_COLUMN_MAP | GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP, **_TIME_TYPE, energy_counter_mj=_F64
+    "gpu_samples",
+    GPU_COLUMN_MAP | GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP,
+    **_TIME_TYPE,
+    energy_counter_mj=_F64,
+    throttle_raw=_STR,
 )
 _GPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(?P<node>.+)\.csv$")
 _CPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(timeseries|summary)\.csv$")

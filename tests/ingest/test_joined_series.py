@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import polars as pl
 import pytest
 
-from ingest import checksum, plan, scan
+from ingest import checksum, plan, scan, tasks
+from ingest.runner import SerialRunner
 from ingest.synthetic_hpca import make_hpca_archive
 from tests.gpu_files import HEADER
 from tests.small_sources import (
@@ -141,6 +143,46 @@ def test_a_line_longer_than_a_share_is_one_row(tmp_path, small_shares):
     write(tmp_path, f"in/{GPU_FILE}", gpu_file(*rows, header=header))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
     assert taken.series() == [(float(i), 100.0) for i in range(40)]
+
+
+class Unlinking(SerialRunner):
+    """Takes a file away as soon as the first share of it was read."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def map(self, task, specs):
+        for spec in specs:
+            result = task(spec)
+            if task is tasks.scan and spec.files[0].stop is not None:
+                self._file.unlink(missing_ok=True)
+            yield result
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_large_file_of_which_a_share_cannot_be_opened_is_refused_whole(tmp_path, small_shares, is_known):
+    file = write(tmp_path, f"in/{GPU_FILE}", gpu_file(*[gpu_row(i, 100) for i in range(100)]))
+    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(gpu_row(0, 7)))
+    if is_known:
+        take(tmp_path / "in", tmp_path / "lake")
+        with file.open("a") as more:
+            more.write(lines(*[gpu_row(i, 100) for i in range(100, 200)]))
+    taken = take(tmp_path / "in", tmp_path / "lake", runner=Unlinking(file))
+    assert taken.report.partial
+    assert [(r.name, r.reason) for r in taken.report.records if r.status == "refused"] == [(GPU_FILE, "unreadable")]
+    assert taken.refused() == [(GPU_FILE, "unreadable", 0)]
+    assert taken.series() == [(float(i), 100.0) for i in range(100 if is_known else 0)]
+    assert taken.series(102) == [(0.0, 7.0)]
+
+
+def test_a_line_without_an_end_refuses_a_file_in_shares_as_it_does_a_whole_one(tmp_path, small_shares, monkeypatch):
+    monkeypatch.setattr("ingest.reading.MAX_LINE_BYTES", 900)
+    rows = [gpu_row(i, 100) for i in range(100)]
+    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*rows, "x" * 5000, *rows))
+    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(gpu_row(0, 7)))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert taken.refused() == [(GPU_FILE, "too_large", 0)]
+    assert taken.powers() == [(0.0, 7.0)]
 
 
 # -- two files ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from polars.testing import assert_frame_equal
 
 from ingest.sources import delimited, quick, supercloud_columns
 from ingest.sources.delimited import Header
+from ingest.sources.file_kind import FileKind
 
 KIND = supercloud_columns.KINDS["gpu"]
 INTERLEAVED = supercloud_columns.KINDS["nvidia_smi"]
@@ -24,11 +25,11 @@ CLEAN = "1629595473.482184,0,97,41,12345,20165,61,58,214.37,16\n"
 pytestmark = pytest.mark.skipif(not quick.is_available(), reason="the quick parser was not built (no C compiler)")
 
 
-def header(names: list[str], kind: supercloud_columns.FileKind = KIND) -> Header:
+def header(names: list[str], kind: FileKind = KIND) -> Header:
     return delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
 
 
-def careful(body: bytes, kind: supercloud_columns.FileKind = KIND, names: list[str] | None = None) -> delimited.Parsed:
+def careful(body: bytes, kind: FileKind = KIND, names: list[str] | None = None) -> delimited.Parsed:
     return delimited.parse_careful(
         body, header(names or NAMES, kind), kind.types, first_line=2, required=kind.required, exact=kind.exact
     )

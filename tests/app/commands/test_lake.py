@@ -86,6 +86,9 @@ def test_a_progress_bar_is_shown_on_standard_error_where_it_is_asked_for(archive
     assert code == 0
     assert json.loads(out)["rows_in"] == 50
     assert "100%" in err
+    told = [err.find(f"ingest, {phase}") for phase in ("planning", "reading", "committing")]
+    assert told == sorted(told)
+    assert told[0] >= 0
 
 
 @pytest.mark.parametrize(
