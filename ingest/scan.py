@@ -28,6 +28,9 @@ CHUNK_BYTES: Final = 4 * 1024**2
 BATCH_BYTES: Final = 4 * 1024**2
 """How much text of a large file makes one part."""
 
+BATCH_ROWS: Final = 81_920
+"""And how many rows at most, or a little more: lines may be short."""
+
 CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
 
@@ -196,11 +199,11 @@ class _Scan:
         known = file.known
         if known is None:
             return False
-        if known.size == source.hash.size and known.checksum == join_blocks(source.hash.blocks()):
-            record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
-            self._records.append(replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in))
+        if (same := file.find_same(source.hash.size, join_blocks(source.hash.blocks()))) is not None:
+            record = FileRecord(same.name, file.kind, "unchanged", same.size, same.checksum)
+            self._records.append(replace(record, rows_in=same.rows_in, rows_unchanged=same.rows_in))
             return True
-        if source.hash.size < known.size and not self._spec.force:
+        if source.hash.size < known.size and not self._spec.force and not file.is_anonymous:
             detail = f"{source.hash.size} bytes, {known.size} before"
             record = FileRecord(file.name, file.kind, "refused", known.size, known.checksum)
             record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
@@ -294,7 +297,7 @@ class _Scan:
             texts.append((chunk, line))
             held += len(chunk)
             line += chunk.count(b"\n")
-            if held >= BATCH_BYTES:
+            if held >= BATCH_BYTES or line - texts[0][1] >= BATCH_ROWS:
                 self._store_batch(file, header, frames, texts, state.context)
                 frames, texts, held = [], [], 0
         if frames:
