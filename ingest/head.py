@@ -32,6 +32,14 @@ FORMAT: Final = 1
 SCHEMA_VERSION: Final = 1
 """Of the tables in `ingest.schemas`."""
 
+TABLE_FOLDERS: Final = frozenset(
+    (
+        *("jobs", "devices", "gpu_samples", "cpu_samples", "node_samples", "gpu_job_summary", "cpu_job_summary"),
+        *("labels", "job_parameters", "gpu_minutes", "job_stats", "quarantine", "quality"),
+    )
+)
+"""The folders below the root that are the lake's: one a table of `ingest.schemas`, which is too heavy for here."""
+
 MANIFEST: Final = "_manifest"
 STAGING: Final = "_staging"
 HEAD: Final = "HEAD.json"
@@ -62,6 +70,11 @@ class Head:
     pieces: str = ""
     moves: dict[str, str] = field(default_factory=dict)
     removes: tuple[str, ...] = ()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether moves or removals are still to be done."""
+        return bool(self.moves or self.removes)
 
     def path(self, root: Path, part: LakePart) -> Path:
         """Return where a part's bytes are now: its final place, or its staging name while the move is still due."""
@@ -229,7 +242,7 @@ def finish_moves(root: Path, head: Head) -> Head:
     LakeError
         If they cannot be done. The commit stands all the same, and readers of `Lake` see it.
     """
-    if not head.moves and not head.removes:
+    if not head.is_pending:
         return head
     owned = _owned(head)
     try:
@@ -278,7 +291,7 @@ def writing(root: Path) -> Iterator[Head]:
         If ``root`` cannot be a lake, or is one that cannot be read.
     """
     is_new = not root.exists()
-    stray = next(root.glob("*/cluster=*/*.parquet"), None)
+    stray = next(find_parts(root, "*.parquet"), None)
     if stray is not None and not (root / MANIFEST / HEAD).exists():
         raise LakeError(
             f"{root} has files such as {stray.relative_to(root)} but no {MANIFEST}/{HEAD}; "
@@ -290,6 +303,12 @@ def writing(root: Path) -> Iterator[Head]:
         finally:
             _leave(root, is_new)
             lock.truncate(0)
+
+
+def find_parts(root: Path, pattern: str = "part-*.parquet") -> Iterator[Path]:
+    """Yield every file that has the place and the name of a part, whether HEAD names it or not."""
+    for table in sorted(TABLE_FOLDERS):
+        yield from sorted((root / table).glob(f"cluster=*/{pattern}"))
 
 
 @contextlib.contextmanager

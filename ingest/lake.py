@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.errors import LakeError
-from ingest.head import LakePart, read_head
+from ingest.head import MANIFEST, LakePart, read_head
 from ingest.keys import KeyCheck, find_overlaps
 from ingest.manifest import read_inputs, read_pieces
+from ingest.parts import open_part
 from ingest.schemas import TABLES, TableSchema
 
 _OPEN_FILES: Final = 64
@@ -197,13 +198,32 @@ class Lake:
             problems += [f"{part.file}: {what}" for what in wrong]
         problems += keys.problems()
         problems += self._check_index()
+        problems += self._check_strays()
+        problems += self._check_pending()
+        return CheckReport(len(self._head.parts), rows, tuple(problems))
+
+    def _check_strays(self) -> list[str]:
         listed = {*self._head.removes, *(part.file for part in self._head.parts)}
+        problems = []
         for table in TABLES:
             for path in sorted((self.root / table).glob("cluster=*/*.parquet")):
                 name = path.relative_to(self.root).as_posix()
                 if name not in listed:
-                    problems.append(f"{name}: not part of the lake; the next ingest removes it")
-        return CheckReport(len(self._head.parts), rows, tuple(problems))
+                    helps = "the next ingest removes it" if path.name.startswith("part-") else "move it elsewhere"
+                    problems.append(f"{name}: not part of the lake, but other readers take it for one; {helps}")
+        return problems
+
+    def _check_pending(self) -> list[str]:
+        now = read_head(self.root)
+        moves = sum(not (self.root / final).exists() for final in now.moves)
+        removes = sum((self.root / name).exists() for name in now.removes if not name.startswith(f"{MANIFEST}/"))
+        if now.generation != self.generation or not (moves or removes):
+            return []
+        return [
+            f"generation {self.generation} is committed, but {moves} files are still to be put in their places and "
+            f"{removes} old ones to be removed (an ingest is at it, or was killed): until then readers other than "
+            "jobwatt find the wrong files; the next ingest, of anything, finishes it"
+        ]
 
     def _check_index(self) -> list[str]:
         try:
@@ -241,9 +261,9 @@ class Lake:
             self._files.move_to_end(name)
         else:
             try:
-                self._files[name] = _open_part(self._head.path(self.root, self._part_of[name]))
+                self._files[name] = open_part(self._head.path(self.root, self._part_of[name]))
             except FileNotFoundError:  # moved to its final place in this very moment, or gone
-                self._files[name] = _open_part(self.root / name)
+                self._files[name] = open_part(self.root / name)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         file = self._files[name]
@@ -276,17 +296,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _open_part(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, page_checksum_verification=True)
-
-
 def _check_part(path: Path, part: LakePart, keys: KeyCheck) -> tuple[int, list[str]]:
     """Return the rows of a part, all of them read, and what is wrong with it; its rows' keys go into ``keys``."""
     schema = TABLES[part.table]
     problems: list[str] = []
     rows = 0
     back = 0
-    with _open_part(path) as file:
+    with open_part(path) as file:
         missing = set(schema.columns) - set(file.schema_arrow.names)
         if missing:
             problems.append(f"columns missing: {', '.join(sorted(missing))}")

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
-from polars.exceptions import PolarsError
 
-from ingest.errors import LakeError
 from ingest.head import MANIFEST, Head
-from ingest.parts import write_frame
+from ingest.parts import read_part, write_frame
 from ingest.staging import PIECES_SCHEMA
 
 INPUTS_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -42,14 +40,7 @@ def read_pieces(root: Path, head: Head) -> pl.DataFrame:
 
 
 def _read(root: Path, name: str) -> pl.DataFrame:
-    path = root / MANIFEST / name
-    try:
-        return pl.read_parquet(path)
-    except (OSError, PolarsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise LakeError(
-            f"{path} cannot be read ({reason}); restore it from a backup, or ingest into a new lake"
-        ) from error
+    return read_part(root / MANIFEST / name)
 
 
 def write_index(root: Path, name: str, frame: pl.DataFrame) -> str:

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
@@ -16,9 +16,21 @@ from typing import Final, TypeVar
 from ingest import tasks
 from ingest.checksum import join_blocks
 from ingest.errors import JobwattError, LakeError, SourceError
-from ingest.head import STAGING, Head, writing
+from ingest.head import STAGING, Head, find_parts, writing
 from ingest.quality import is_defect
-from ingest.records import CommitResult, CommitSpec, FileRecord, IngestPlan, PlanSpec, ScanFile, ScanResult, ScanSpec
+from ingest.records import (
+    CommitResult,
+    CommitSpec,
+    FileRecord,
+    Held,
+    IngestPlan,
+    PlanSpec,
+    RewriteResult,
+    RewriteSpec,
+    ScanFile,
+    ScanResult,
+    ScanSpec,
+)
 from ingest.runner import PoolRunner, Runner, usable_cores
 from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
 from ingest.sources.remote import is_url
@@ -34,7 +46,8 @@ class Progress:
     """How far one phase of an ingest is, in bytes of its input files as they are stored.
 
     ``phase`` is planning (the archive is listed; a compressed tar is inflated for that), verifying (large files that
-    the lake has are hashed), reading, or committing. Planning and committing have no bytes.
+    the lake has are hashed), reading, joining (parts are written anew), or committing. Planning and committing have no
+    bytes.
     """
 
     phase: str
@@ -47,7 +60,9 @@ class Progress:
 class IngestReport:
     """What an ingest did. Per file and in all: rows_in = rows_out + rows_quarantined + rows_merged + rows_unchanged.
 
-    ``tables`` has the rows of each table of the cluster after the run; ``reasons`` the codes that this run counted.
+    ``files_replaced`` are those that the lake had in another state (or whose series it had joined with one of those),
+    and ``rows_replaced`` what it had taken from them, which goes. ``tables`` has the rows of each table of the cluster
+    after the run; ``reasons`` the codes that this run counted.
     """
 
     source: str
@@ -57,11 +72,13 @@ class IngestReport:
     files: int
     files_unchanged: int
     files_refused: int
+    files_replaced: int
     rows_in: int
     rows_out: int
     rows_quarantined: int
     rows_merged: int
     rows_unchanged: int
+    rows_replaced: int
     tables: dict[str, int]
     reasons: dict[str, int]
     unknown_columns: dict[str, list[str]]
@@ -162,7 +179,8 @@ class _Run:
         self.plan = plan = self._one(tasks.plan, spec)
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
-        commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
+        name = PurePosixPath(source).name
+        commit = replace(commit, line_shift=_line_shift(results, plan), source_name=name, force=force)
         while True:
             self._tell("committing")
             result = self._one(tasks.commit, commit)
@@ -170,6 +188,8 @@ class _Run:
                 commit = self._leave_out(plan, commit, result.held)
             elif result.rescan:
                 commit = self._rescan(plan, commit, result.rescan)
+            elif result.rewrites:
+                commit = replace(commit, rewritten=self._rewrite(result.rewrites))
             else:
                 return result
 
@@ -224,11 +244,12 @@ class _Run:
                 changed.append(spec)
                 continue
             checksum = join_blocks([b for _, blocks in sorted(digests[file.name].items()) for b in blocks])
-            shrunken = file.member.size < known.size and not force
+            known = file.find_same(file.member.size, checksum) or known
+            shrunken = file.member.size < known.size and not force and not file.is_anonymous
             if checksum != known.checksum and not shrunken:
                 changed.append(spec)
             elif file.name not in settled:
-                record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
+                record = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum)
                 record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
                 if checksum != known.checksum:
                     detail = f"{file.member.size} bytes, {known.size} before"
@@ -236,13 +257,24 @@ class _Run:
                 settled[file.name] = record
         return changed, list(settled.values())
 
+    def _rewrite(self, specs: Sequence[RewriteSpec]) -> tuple[RewriteResult, ...]:
+        """Write parts anew, in the order in which they were asked for."""
+        done, total = 0, sum(spec.bytes for spec in specs)
+        self._tell("joining", done, total)
+        found: dict[str, RewriteResult] = {}
+        for result in self._runner.map(tasks.rewrite, specs):
+            found[result.part] = result
+            done += result.bytes
+            self._tell("joining", done, total)
+        return tuple(found[spec.part] for spec in specs)
+
     def _rescan(self, plan: IngestPlan, commit: CommitSpec, names: Sequence[str]) -> CommitSpec:
         """Read files again that share a series with a changed one, and return the commit with them."""
-        files = {file.name: file for spec in (*plan.specs, *plan.verify) for file in spec.files}
+        files = plan.files
         specs = [
             replace(
                 plan.template,
-                files=(replace(files[name], known=None, start=0, stop=None),),
+                files=(replace(files[name], known=None, others=(), alias=name, start=0, stop=None),),
                 part=f"rescan-{len(commit.results):05d}-{i:05d}",
                 stream=files[name].member.location if files[name].member.offset == -1 else "",
             )
@@ -253,15 +285,16 @@ class _Run:
         records = tuple(again.get(record.name, record) for record in commit.records)
         return replace(commit, results=(*commit.results, *extra), records=records)
 
-    def _leave_out(self, plan: IngestPlan, commit: CommitSpec, held: Mapping[str, str]) -> CommitSpec:
+    def _leave_out(self, plan: IngestPlan, commit: CommitSpec, held: Sequence[Held]) -> CommitSpec:
         """Return the commit without some files that the lake has in an older state, which stays."""
-        kept = [r for r in commit.results if r.part not in self._specs or not held.keys() & _names(self._specs[r.part])]
+        why = {one.scanned: one for one in held}
+        kept = [r for r in commit.results if r.part not in self._specs or not why.keys() & _names(self._specs[r.part])]
         dropped = [self._specs[r.part] for r in commit.results if r not in kept]
-        others = [replace(s, files=tuple(f for f in s.files if f.name not in held), part=f"{s.part}+") for s in dropped]
+        others = [replace(s, files=tuple(f for f in s.files if f.name not in why), part=f"{s.part}+") for s in dropped]
         results = [*kept, *self._map_scan([spec for spec in others if spec.files])]
         results.sort(key=lambda r: r.part)
-        files = {file.name: file for spec in (*plan.specs, *plan.verify) for file in spec.files}
-        records = tuple(_as_known(r, files[r.name], held[r.name]) if r.name in held else r for r in commit.records)
+        files = plan.files
+        records = tuple(_as_known(r, files[r.name], why[r.name]) if r.name in why else r for r in commit.records)
         return replace(commit, results=tuple(results), records=records)
 
     def _tell_read(self) -> None:
@@ -275,7 +308,7 @@ class _Run:
         """Remove what killed runs left: their staging, and files that no committed state lists."""
         shutil.rmtree(self._root / STAGING, ignore_errors=True)
         listed = {part.file for part in self._head.parts}
-        for path in self._root.glob("*/cluster=*/*.parquet"):
+        for path in find_parts(self._root):
             if path.relative_to(self._root).as_posix() not in listed:
                 path.unlink(missing_ok=True)
         indexes = {self._head.inputs, self._head.pieces}
@@ -295,15 +328,15 @@ def _names(spec: ScanSpec) -> set[str]:
     return {file.name for file in spec.files}
 
 
-def _as_known(record: FileRecord, file: ScanFile, why: str) -> FileRecord:
+def _as_known(record: FileRecord, file: ScanFile, held: Held) -> FileRecord:
     """Return the record of a file that stays as the lake knows it."""
-    known = file.known
+    known = next((known for known in file.candidates if known.name == held.known), None)
     if known is None:
         raise JobwattError(f"{file.name}: its old rows are not in the lake; please report this")
-    stays = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
+    stays = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum)
     stays = replace(stays, rows_in=known.rows_in, rows_unchanged=known.rows_in)
     is_same = record.checksum == known.checksum
-    return stays if is_same else replace(stays, status="refused", reason="companion_missing", detail=why)
+    return stays if is_same else replace(stays, status="refused", reason=held.reason, detail=held.detail)
 
 
 def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> tuple[list[ScanResult], list[FileRecord]]:
@@ -372,11 +405,13 @@ def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: fl
         files=len(result.records),
         files_unchanged=sum(r.status == "unchanged" for r in result.records),
         files_refused=sum(r.status == "refused" for r in result.records),
+        files_replaced=sum(r.status == "replaced" for r in result.records),
         rows_in=totals["rows_in"],
         rows_out=totals["rows_out"],
         rows_quarantined=totals["rows_quarantined"],
         rows_merged=totals["rows_merged"],
         rows_unchanged=totals["rows_unchanged"],
+        rows_replaced=result.rows_replaced,
         tables=dict(result.tables),
         reasons=reasons,
         unknown_columns=run.unknown_columns,

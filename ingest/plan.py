@@ -68,7 +68,7 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     rows, texts = _look_into(found, spec)
     records = _refused_members(listing, root)
     records += [refusal(m.plain_name, "", reason, detail, rows.get(m.name, 0)) for m, reason, detail in found.refused]
-    tres = _Tres(spec, known)
+    tres = _Tres(spec, _by_kind(known, inputs).get("tres", []))
     for member, (data, problem) in texts.items():
         tres.take(member, data, problem)
     files = tres.read_again(found.files) if tres.is_changed else found.files
@@ -94,12 +94,13 @@ def _inputs(spec: PlanSpec, cluster: str) -> pl.DataFrame:
 
 def _known(inputs: pl.DataFrame) -> dict[str, Known]:
     rows = inputs.select("name", "size", "checksum", "rows_in")
-    return {name: Known(size, checksum, rows_in) for name, size, checksum, rows_in in rows.iter_rows()}
+    return {name: Known(size, checksum, rows_in, name) for name, size, checksum, rows_in in rows.iter_rows()}
 
 
 def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) -> _Sorted:
     found = _Sorted()
     owners = _owners(inputs)
+    by_kind = _by_kind(known, inputs)
     seen: set[str] = set()
     for member in members:
         name = member.plain_name
@@ -118,15 +119,31 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
         elif kind in _ONE_FILE_A_JOB and (owner := owners.setdefault((kind, parsed[0]), name)) != name:
             found.refused.append((member, "series_from_other_file", owner))
         else:
-            found.files.append(ScanFile(member, kind, parsed[0], parsed[1], known.get(name)))
+            candidates = by_kind.get(kind, [])
+            if KINDS[kind].name_pattern is not None:
+                found.files.append(ScanFile(member, kind, parsed[0], parsed[1], known.get(name)))
+            elif candidates:
+                found.files.append(
+                    ScanFile(member, kind, known=candidates[0], others=tuple(candidates[1:]), is_anonymous=True)
+                )
+            else:
+                found.files.append(ScanFile(member, kind, is_anonymous=True))
         seen.add(name)
     return found
 
 
-def _owners(inputs: pl.DataFrame) -> dict[tuple[str, int], str]:
-    """Return which file the lake has the rows of a job from, by kind and job (0 for the log)."""
-    owners: dict[tuple[str, int], str] = {}
+def _by_kind(known: dict[str, Known], inputs: pl.DataFrame) -> dict[str, list[Known]]:
+    """Return what the lake remembers by kind of file."""
+    found: dict[str, list[Known]] = {}
     for name, kind in inputs.select("name", "kind").iter_rows():
+        found.setdefault(kind, []).append(known[name])
+    return found
+
+
+def _owners(inputs: pl.DataFrame) -> dict[tuple[str, int], str]:
+    """Return which file the lake has the rows of a job from, by kind and job."""
+    owners: dict[tuple[str, int], str] = {}
+    for name, kind in inputs.filter(pl.col("kind") != "jobs").select("name", "kind").iter_rows():
         if kind in _ONE_FILE_A_JOB and (parsed := supercloud.parse_name(KINDS[kind], name)) is not None:
             owners[kind, parsed[0]] = name
     return owners
@@ -182,7 +199,7 @@ def _read_text(stream: ByteStream) -> tuple[bytes, tuple[str, str]]:
 class _Tres:
     """What ``tres-mapping.txt`` tells; its rows complete the jobs' rows."""
 
-    def __init__(self, spec: PlanSpec, known: dict[str, Known]) -> None:
+    def __init__(self, spec: PlanSpec, known: list[Known]) -> None:
         self._known = known
         self._staging = Staging(spec.staging, "plan")
         self.names: dict[int, str] = {}
@@ -197,15 +214,15 @@ class _Tres:
         digest = BlockHash()
         digest.update(data)
         checksum = join_blocks(digest.blocks())
-        known = self._known.get(name)
-        record = FileRecord(name, "tres", "replaced" if known else "new", len(data), checksum, rows_in=rows)
+        same = next((k for k in self._known if (k.size, k.checksum) == (len(data), checksum)), None)
+        record = FileRecord(name, "tres", "new", len(data), checksum, rows_in=rows)
         if problem[0] or not rows:
             reason, detail = problem if problem[0] else ("empty_file", "no names")
             self.records.append(refusal(name, "tres", reason, detail, rows))
             return
         self.names |= names
-        if known and known.checksum == checksum:
-            self.records.append(replace(record, status="unchanged", rows_unchanged=rows))
+        if same is not None:
+            self.records.append(replace(record, name=same.name, status="unchanged", rows_unchanged=rows))
         else:
             self.is_changed = True
             self._staging.reject((name, number, 1, "jobs", "wrong_type", "", line) for number, line in bad)
@@ -216,7 +233,13 @@ class _Tres:
     def read_again(self, files: list[ScanFile]) -> list[ScanFile]:
         """Return the files with the log marked as changed, since its rows have other names now."""
         return [
-            replace(f, known=replace(f.known, size=0, checksum="")) if f.kind == "jobs" and f.known else f
+            replace(
+                f,
+                known=f.known and replace(f.known, checksum=""),
+                others=tuple(replace(known, checksum="") for known in f.others),
+            )
+            if f.kind == "jobs"
+            else f
             for f in files
         ]
 

@@ -90,6 +90,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "empty_file": (DEFECT, "the file holds nothing, not even a header"),
     "bad_line_ends": (DEFECT, "the lines of the file end with carriage returns alone"),
     "shrunken": (DEFECT, "the file is shorter than what was taken from it before; --force takes it all the same"),
+    "keys_lost": (DEFECT, "jobs, nodes or series that were taken from the file are not in it any more; its rows stay"),
     "series_from_other_file": (DEFECT, "another file has the rows of this job (or the log) already"),
     "companion_missing": (
         DEFECT,

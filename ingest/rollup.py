@@ -6,6 +6,8 @@ in the seam between two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from ingest.quality import CLOCK_JUMP_S, MAX_GAP_S
@@ -34,6 +36,24 @@ def join_minutes(minutes: pl.DataFrame) -> pl.DataFrame:
         weighted("gpu_temp_mean_c", "n_gpu_temp"),
     )
     return GPU_MINUTES.conform(joined).sort(key)
+
+
+def seam_minutes(pieces: pl.DataFrame, task_of: Mapping[str, str]) -> pl.DataFrame:
+    """Return the keys of the minutes that two tasks have a part of each: a series went from one to the other in them.
+
+    Parameters
+    ----------
+    pieces : pieces of parts; those of one series do not overlap in time
+    task_of : part to the task that wrote it
+    """
+    series = list(SERIES_KEY)
+    samples = pieces.filter((pl.col("table") == "gpu_samples") & ~pl.col("extended"))
+    task = pl.col("part").replace_strict(task_of, return_dtype=pl.String)
+    ordered = samples.select(*series, "first_time", "last_time", task=task).sort(*series, "first_time")
+    minute = pl.col("first_time").dt.truncate("1m")
+    before = pl.col("last_time").shift().over(series).dt.truncate("1m")
+    handed_over = (minute == before) & (pl.col("task") != pl.col("task").shift().over(series))
+    return ordered.filter(handed_over.fill_null(False)).select(*series, minute=minute).unique()
 
 
 def join_pieces(pieces: pl.DataFrame) -> pl.DataFrame:

@@ -26,6 +26,9 @@ from ingest.staging import Staging
 BATCH_BYTES: Final = 4 * 1024**2
 """How much text of a large file makes one part."""
 
+BATCH_ROWS: Final = 81_920
+"""And how many rows at most, or a little more: lines may be short."""
+
 CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
 
@@ -107,7 +110,7 @@ class Rows:
             texts.append((chunk, line))
             held += len(chunk)
             line += lines
-            if held >= BATCH_BYTES:
+            if held >= BATCH_BYTES or line - texts[0][1] >= BATCH_ROWS:
                 self._store_batch(file, header, frames, texts, state)
                 frames, texts, held = [], [], 0
         if frames:

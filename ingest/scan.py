@@ -187,11 +187,11 @@ class _Scan:
         known = file.known
         if known is None:
             return False
-        if known.size == source.hash.size and known.checksum == join_blocks(source.hash.blocks()):
-            record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
-            self._records.append(replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in))
+        if (same := file.find_same(source.hash.size, join_blocks(source.hash.blocks()))) is not None:
+            record = FileRecord(same.name, file.kind, "unchanged", same.size, same.checksum)
+            self._records.append(replace(record, rows_in=same.rows_in, rows_unchanged=same.rows_in))
             return True
-        if source.hash.size < known.size and not self._spec.force:
+        if source.hash.size < known.size and not self._spec.force and not file.is_anonymous:
             detail = f"{source.hash.size} bytes, {known.size} before"
             record = FileRecord(file.name, file.kind, "refused", known.size, known.checksum)
             record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)

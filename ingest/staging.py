@@ -143,8 +143,8 @@ class Staging:
         for row in rows:
             self._rejected.append(row)
             self.rows_quarantined[row[0]] += row[2]
-        if len(self._rejected) >= _QUARANTINE_BUFFER_ROWS:
-            self._flush_rejected()
+            if len(self._rejected) >= _QUARANTINE_BUFFER_ROWS:
+                self._flush_rejected()
 
     def _flush_rejected(self) -> None:
         if self._rejected:
@@ -173,14 +173,23 @@ class Staging:
             for key in [key for key in counts if key[0] == name]:
                 del counts[key]
 
-    def finish(self) -> tuple[tuple[Part, ...], str]:
-        """Write what is left; return the parts and the path of the pieces ('' where there are none)."""
+    def finish(self, minutes_of: pl.DataFrame | None = None) -> tuple[tuple[Part, ...], str]:
+        """Write what is left; return the parts and the path of the pieces ('' where there are none).
+
+        Parameters
+        ----------
+        minutes_of : keys of the series whose minutes are wanted, all where None
+        """
         self.close_parts()
         self._flush_rejected()
         counted = [batch.summary for batch in self._batches if not batch.extended]
         if counted:
-            path = self._folder / "gpu_minutes" / f"{self._name}.parquet"
-            self._parts.append(write_part(path, "gpu_minutes", join_minutes(minutes_frame(counted))))
+            minutes = minutes_frame(counted)
+            if minutes_of is not None:
+                minutes = minutes.join(minutes_of, on=SERIES_KEY, how="semi", nulls_equal=True)
+            if minutes.height:
+                path = self._folder / "gpu_minutes" / f"{self._name}.parquet"
+                self._parts.append(write_part(path, "gpu_minutes", join_minutes(minutes)))
         if self._batches:
             self._pieces.append(_gpu_pieces(self._batches))
         if not self._pieces:

@@ -226,14 +226,12 @@ def test_a_second_cpu_file_of_a_job_is_refused_and_its_rows_are_not_stored_twice
     assert taken.rows("cpu_samples" if kind == "timeseries" else "cpu_job_summary", "job_id") == [(101,)]
 
 
-def test_a_second_log_is_refused_also_in_a_later_ingest(tmp_path):
-    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(101)))
-    take_twice(tmp_path / "in", tmp_path / "lake")
-    (tmp_path / "in/slurm-log.csv").unlink()
+def test_of_two_logs_in_one_source_the_second_is_refused(tmp_path):
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(103)))
     write(tmp_path, "in/scheduler-log.csv", lines(LOG_HEADER, log_row(101), log_row(102)))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
-    assert taken.refused() == [("scheduler-log.csv", "series_from_other_file", 2)]
-    assert taken.rows("jobs", "job_id", "attempt") == [(101, 0)]
+    assert taken.refused() == [("slurm-log.csv", "series_from_other_file", 1)]
+    assert taken.rows("jobs", "job_id", "attempt") == [(101, 0), (102, 0)]
 
 
 @pytest.mark.parametrize("name", ["slurm-log.csv", "scheduler-log.csv", "scheduler_data.csv"])

@@ -10,6 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import checksum, plan, scan
+from ingest.head import TABLE_FOLDERS
+from ingest.pipeline import ingest
+from ingest.runner import SerialRunner
+from ingest.schemas import TABLES
 from ingest.synthetic_files import pack
 from tests.gpu_files import HEADER
 from tests.small_sources import (
@@ -329,3 +333,25 @@ def test_after_any_history_of_growth_the_lake_is_as_if_all_had_come_at_once(tmp_
         assert grown.rows(table, *columns) == fresh.rows(table, *columns), table
     counts = ("name", "rows_in", "rows_out", "rows_quarantined", "rows_merged", "checksum")
     assert grown.lake.inputs().select(counts).sort("name").equals(fresh.lake.inputs().select(counts).sort("name"))
+
+
+# -- what is not the lake's --------------------------------------------------------------------------------------------
+
+
+def test_files_of_others_below_the_root_are_left_alone_and_a_part_that_no_state_lists_is_removed(tmp_path):
+    put(tmp_path, range(5))
+    write(tmp_path, "lake/features/cluster=c/mine.parquet", "mine")
+    take(tmp_path / "in", tmp_path / "lake")
+    names = ("features/cluster=c/part-000001-00000.parquet", "gpu_samples/cluster=c/mine.parquet")
+    for name in names:
+        write(tmp_path, f"lake/{name}", "mine")
+    write(tmp_path, "lake/gpu_samples/cluster=c/part-000001-00000.parquet", "left by a run that was killed")
+    put(tmp_path, range(9))
+    ingest(str(tmp_path / "in"), tmp_path / "lake", runner=SerialRunner())
+    assert [(tmp_path / "lake" / name).read_text() for name in names] == ["mine"] * 2
+    assert (tmp_path / "lake/features/cluster=c/mine.parquet").read_text() == "mine"
+    assert not (tmp_path / "lake/gpu_samples/cluster=c/part-000001-00000.parquet").exists()
+
+
+def test_the_lake_s_folders_are_those_of_its_tables():
+    assert set(TABLES) == TABLE_FOLDERS

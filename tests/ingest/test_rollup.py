@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from ingest.quality import MAX_GAP_S
-from ingest.rollup import join_minutes, join_pieces, summarise_jobs
+from ingest.rollup import join_minutes, join_pieces, seam_minutes, summarise_jobs
 from ingest.schemas import GPU_SAMPLES, JOBS
 from ingest.summaries import minutes_frame, pieces_frame, series_starts, summarise
 from tests import naive
@@ -203,3 +203,25 @@ def test_a_series_without_any_power_has_no_energy_rather_than_none_used() -> Non
     frame = one_gpu([10.0, 10.0], [None, None]).with_columns(power_w=pl.lit(None, pl.Float32))
     stats = summarise_jobs(join_pieces(pieces_of(frame)), JOBS.empty())
     assert stats.select("energy_j", "power_mean_w", "power_max_w").row(0) == (None, None, None)
+
+
+def test_a_minute_in_which_one_task_ends_and_another_begins_is_a_seam_and_no_other_is() -> None:
+    """Three tasks share one series, a fourth has another one; only what two tasks have a part of is a seam."""
+    spans = [("a", "n", 0, 50), ("a", "n", 51, 130), ("b", "n", 131, 170), ("c", "n", 240, 300), ("c", "m", 131, 170)]
+    pieces = pl.DataFrame(
+        [
+            {
+                "table": "gpu_samples",
+                "part": f"part-{task}",
+                "extended": False,
+                "job_id": 1,
+                "node": node,
+                "gpu_index": 0,
+                "first_time": START + timedelta(seconds=first),
+                "last_time": START + timedelta(seconds=last),
+            }
+            for task, node, first, last in spans
+        ]
+    )
+    seams = seam_minutes(pieces, {f"part-{task}": task for task in "abc"})
+    assert seams.select("node", "minute").rows() == [("n", (START + timedelta(seconds=131)).replace(second=0))]
