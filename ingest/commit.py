@@ -354,6 +354,7 @@ class _Builder:
             {part.file: staged for part, staged in self._new},
             tuple(sorted({p.file for p in old.parts} - {p.file for p in parts}))
             + tuple(f"_manifest/{name}" for name in (old.inputs, old.pieces) if name),
+            {**old.tres_names, cluster: dict(self._spec.tres_names)},
         )
         for folder in {(self._root / staged).parent for _, staged in self._new}:
             sync_folder(folder)

@@ -54,7 +54,10 @@ class LakePart:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A committed state of the lake; every path is relative to the root."""
+    """A committed state of the lake; every path is relative to the root.
+
+    ``tres_names`` has, by cluster, what its last ``tres-mapping.txt`` told: TRES number to name.
+    """
 
     generation: int = 0
     parts: tuple[LakePart, ...] = ()
@@ -62,6 +65,7 @@ class Head:
     pieces: str = ""
     moves: dict[str, str] = field(default_factory=dict)
     removes: tuple[str, ...] = ()
+    tres_names: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def path(self, root: Path, part: LakePart) -> Path:
         """Return where a part's bytes are now: its final place, or its staging name while the move is still due."""
@@ -112,6 +116,10 @@ def _parse(root: Path, raw: dict[str, Any]) -> Head:
         pieces=raw["pieces"],
         moves=raw["moves"],
         removes=tuple(raw["removes"]),
+        tres_names={
+            cluster: {int(number): name for number, name in names.items()}
+            for cluster, names in raw.get("tres_names", {}).items()  # no lake before it was remembered has it
+        },
     )
 
 
@@ -189,6 +197,7 @@ def _write_temporary(folder: Path, head: Head) -> None:
         ],
         "moves": head.moves,
         "removes": list(head.removes),
+        "tres_names": head.tres_names,
     }
     temporary = folder / f"{HEAD}.tmp"
     try:

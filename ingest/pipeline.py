@@ -157,6 +157,7 @@ class _Run:
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
         commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
+        commit = replace(commit, tres_names=plan.template.tres_names)
         while True:
             result = self._one(tasks.commit, commit)
             if result.held:

@@ -67,10 +67,11 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     rows, texts = _look_into(found, spec)
     records = _refused_members(listing, root)
     records += [refusal(m.plain_name, "", reason, detail, rows.get(m.name, 0)) for m, reason, detail in found.refused]
-    tres = _Tres(spec, known)
+    tres = _Tres(spec, known, spec.head.tres_names.get(cluster, {}))
     for member, (data, problem) in texts.items():
         tres.take(member, data, problem)
-    files = tres.read_again(found.files) if tres.is_changed else found.files
+    mapped = inputs.filter(pl.col("kind") == "tres")["generation"].max()
+    files = tres.read_again(found.files, mapped if isinstance(mapped, int) else 0)
     template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes)
     specs, verify = _cut(files, template, spec)
     total = sum(max(f.member.size, 0) for f in files)
@@ -94,8 +95,8 @@ def _inputs(spec: PlanSpec, cluster: str) -> pl.DataFrame:
 
 
 def _known(inputs: pl.DataFrame) -> dict[str, Known]:
-    rows = inputs.select("name", "size", "checksum", "rows_in")
-    return {name: Known(size, checksum, rows_in) for name, size, checksum, rows_in in rows.iter_rows()}
+    rows = inputs.select("name", "size", "checksum", "rows_in", "generation")
+    return {name: Known(*known) for name, *known in rows.iter_rows()}
 
 
 def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) -> _Sorted:
@@ -193,14 +194,14 @@ def _count_rows(stream: ByteStream) -> int:
 
 
 class _Tres:
-    """What ``tres-mapping.txt`` tells; its rows complete the jobs' rows."""
+    """What ``tres-mapping.txt`` tells, or told when it last came; its rows complete the jobs' rows."""
 
-    def __init__(self, spec: PlanSpec, known: dict[str, Known]) -> None:
+    def __init__(self, spec: PlanSpec, known: dict[str, Known], remembered: dict[int, str]) -> None:
         self._known = known
         self._staging = Staging(spec.staging, "plan")
-        self.names: dict[int, str] = {}
+        self.names = remembered
         self.records: list[FileRecord] = []
-        self.is_changed = False
+        self._is_changed = False
 
     def take(self, member: Member, data: bytes, problem: tuple[str, str]) -> None:
         """Take in one file's text."""
@@ -216,20 +217,25 @@ class _Tres:
             reason, detail = problem if problem[0] else ("empty_file", "no names")
             self.records.append(refusal(name, "tres", reason, detail, rows))
             return
-        self.names |= names
+        self.names = names
         if known and known.checksum == checksum:
             self.records.append(replace(record, status="unchanged", rows_unchanged=rows))
         else:
-            self.is_changed = True
+            self._is_changed = True
             self._staging.reject((name, number, 1, "jobs", "wrong_type", "", line) for number, line in bad)
             if bad:
                 self._staging.counts[name, None, "wrong_type", ""] += len(bad)
             self.records.append(replace(record, rows_merged=rows - len(bad), rows_quarantined=len(bad)))
 
-    def read_again(self, files: list[ScanFile]) -> list[ScanFile]:
-        """Return the files with the log marked as changed, since its rows have other names now."""
+    def read_again(self, files: list[ScanFile], generation: int) -> list[ScanFile]:
+        """Return the files with a log marked as changed that was read before the mapping was as it is.
+
+        ``generation`` is the lake's state that first held the mapping as the lake has it, 0 where it has none.
+        """
         return [
-            replace(f, known=replace(f.known, size=0, checksum="")) if f.kind == "jobs" and f.known else f
+            replace(f, known=replace(f.known, checksum=""))
+            if f.kind == "jobs" and f.known and (self._is_changed or f.known.generation < generation)
+            else f
             for f in files
         ]
 

@@ -114,6 +114,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "two_files_for_series": (DEFECT, "several files hold this job and node; joined by time"),
     "requeued": (NOTICE, "the job has several rows in the log; kept as attempts"),
     "mem_unit_unknown": (DEFECT, "MemoryFreeInactiveKB is neither GB nor KiB by its size; stored as null"),
+    "tres_unknown": (DEFECT, "a resource of a number that no tres-mapping.txt names; GPUs of such jobs are null"),
     "job_without_record": (NOTICE, "samples of a job that the scheduler's log does not have"),
     "label_without_job": (DEFECT, "a label for a job that neither the log nor the samples have"),
     "extended_lost": (DEFECT, "the samples that an extended file had completed were replaced; ingest it again"),

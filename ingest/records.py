@@ -14,11 +14,12 @@ CountKey = tuple[str, int | None, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the lake remembers of an input file."""
+    """What the lake remembers of an input file; ``generation`` is the state that first held it as it is."""
 
     size: int
     checksum: str
     rows_in: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,10 @@ class IngestPlan:
 
 @dataclass(frozen=True, slots=True)
 class CommitSpec:
-    """What a run staged for one cluster. ``results`` are of scan tasks; ``records`` are of whole files."""
+    """What a run staged for one cluster. ``results`` are of scan tasks; ``records`` are of whole files.
+
+    ``tres_names`` is the cluster's mapping of TRES numbers from now on.
+    """
 
     lake: str
     staging: str
@@ -177,6 +181,7 @@ class CommitSpec:
     records: tuple[FileRecord, ...]
     line_shift: Mapping[str, int] = field(default_factory=dict)
     source_name: str = ""
+    tres_names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

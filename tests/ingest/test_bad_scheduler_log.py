@@ -135,9 +135,13 @@ def test_a_row_with_an_absurd_time_is_quarantined(tmp_path):
 def test_numbers_that_no_column_could_hold_are_null_and_counted_or_quarantined_but_never_wrapped(tmp_path):
     bad = log_row(2, priority=10**30)
     taken = take_log(tmp_path, log_row(1, timelimit=2**62), bad, log_row(3, tres_alloc=f"1002={10**30}", tres_req=""))
-    assert taken.rows("jobs", "job_id", "time_limit_s", "gpus") == [(1, None, 2), (3, 3600, 0)]
+    assert taken.rows("jobs", "job_id", "time_limit_s", "gpus") == [(1, None, 2), (3, 3600, None)]
     assert taken.rejected() == [("slurm-log.csv", 3, "out_of_range", bad)]
-    assert taken.counted() == {("out_of_range", "timelimit"): 1, ("out_of_range", ""): 1}
+    assert taken.counted() == {
+        ("out_of_range", "timelimit"): 1,
+        ("out_of_range", ""): 1,
+        ("wrong_type", "tres_alloc"): 1,
+    }
 
 
 STATES: dict[object, tuple[str | None, int | None]] = {
@@ -176,16 +180,19 @@ GPUS: dict[tuple[str, str], tuple[int | None, str | None]] = {
     ("", '"1=40,1001=1"'): (1, "tesla"),
     ('"1=40,2=5"', '"1=40"'): (0, None),
     ("", ""): (None, None),
-    ('"1=40,21002=9"', ""): (0, None),
-    ("1002=two", ""): (0, None),
+    ('"1=40,21002=9"', ""): (None, None),
+    ("1002=two", ""): (None, None),
 }
 
 
 def test_gpus_are_those_that_were_allocated_else_requested(tmp_path):
     rows = [log_row(1000 + i, tres_alloc=alloc, tres_req=req) for i, (alloc, req) in enumerate(GPUS)]
-    assert take_log(tmp_path, *rows).rows("jobs", "job_id", "gpus", "gpu_type") == [
+    taken = take_log(tmp_path, *rows)
+    assert taken.rows("jobs", "job_id", "gpus", "gpu_type") == [
         (1000 + i, *found) for i, found in enumerate(GPUS.values())
     ]
+    assert taken.counted() == {("tres_unknown", "21002"): 1, ("wrong_type", "tres_alloc"): 1}
+    assert taken.report.partial
 
 
 def test_a_log_with_few_columns_is_taken_and_each_missing_one_is_counted(tmp_path):

@@ -9,12 +9,14 @@ import pytest
 
 from ingest.sources import slurm_log
 
+TRES_NAMES = {1: "cpu", 1001: "gpu:tesla", 1002: "gpu:volta", 1003: "gpu:h200", 1004: "gpu", 1005: "license/matlab"}
+
 
 def finish(**columns: list[object]) -> pl.DataFrame:
     n = len(next(iter(columns.values())))
     schema = {name: slurm_log.TYPES[name] for name in columns}
     frame = pl.DataFrame({"job_id": list(range(n)), **columns}, schema={"job_id": pl.Int64(), **schema}, strict=False)
-    return slurm_log.finish(frame, {1003: "gpu:h200"})[0]
+    return slurm_log.finish(frame, TRES_NAMES)[0]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,13 @@ def test_an_unlimited_job_has_no_time_limit() -> None:
         (None, "1=4,1001=3", 3, "tesla"),
         ("1=4,1003=8", None, 8, "h200"),
         ("1=4,2=3", None, 0, None),
-        ("1=1,11002=5", None, 0, None),  # 11002 is not 1002
+        ("1=4,1000=3,1005=1", None, 0, None),  # a licence is no GPU
+        ("1=1,11002=5", None, None, None),  # 11002 is not 1002, and nobody says what it is
+        ("1=1,1002=2,1009=5", None, None, None),  # 1009 may be a GPU too
+        ("1=4,1004=2", None, 2, None),  # GPUs of no type
+        ("1=4,1004=2,1002=2", None, 2, "volta"),  # the same two, with their type
+        ("1=4,1004=3,1002=2", None, 3, "volta"),  # and one more of a type that the site does not count
+        ("1=4,1002=two", None, None, None),
         (None, None, None, None),
     ],
 )
@@ -81,6 +89,16 @@ def test_gpus_are_what_was_allocated_else_what_was_asked_for(
 ) -> None:
     row = finish(tres_alloc=[alloc], tres_req=[req]).row(0, named=True)
     assert (row["gpus"], row["gpu_type"]) == (gpus, kind)
+
+
+def test_the_releases_own_numbers_hold_only_where_there_is_no_mapping() -> None:
+    frame = pl.DataFrame({"job_id": [1, 2], "tres_alloc": ["1=4,1002=2", "1=4,1003=2"]})
+    without, counts = slurm_log.finish(frame, {})
+    assert without.select("gpus", "gpu_type").rows() == [(2, "volta"), (None, None)]
+    assert counts == {(None, "tres_unknown", "1003"): 1}
+    with_one, counts = slurm_log.finish(frame, {1003: "gpu:h200"})
+    assert with_one.select("gpus", "gpu_type").rows() == [(None, None), (2, "h200")]
+    assert counts == {(None, "tres_unknown", "1002"): 1}
 
 
 @pytest.mark.parametrize(
