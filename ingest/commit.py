@@ -14,6 +14,7 @@ from typing import Final
 
 import polars as pl
 
+from ingest.attempts import number_in_time
 from ingest.derive import derive, missing_counts, quality_rows
 from ingest.errors import LakeError
 from ingest.head import Head, LakePart, finish_moves, sync_folder, write_head
@@ -53,6 +54,7 @@ def commit(spec: CommitSpec) -> CommitResult:
         records = refusals.settle(spec.records)
         rows = _table_rows(spec.head.parts, spec.cluster)
         return CommitResult(spec.head.generation, records=records, tables=rows, reasons=refusals.settled_reasons())
+    builder = _Builder(replace(spec, results=number_in_time(spec.results)), root, paths)
     plan = reconcile(live, fresh, replaced | set(lost))
     rewritten = [
         rewrite_part(RewriteSpec(rewrite, spec.staging, f"rewrite-{i:05d}")) for i, rewrite in enumerate(plan.rewrites)

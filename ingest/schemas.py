@@ -132,10 +132,11 @@ JOBS = TableSchema(
     name="jobs",
     key=("job_id", "attempt"),
     doc=(
-        "One attempt of one job, as the scheduler tells it; attempt counts requeues from 0. Times of 0 (never) are "
-        "null. mem_mib is what was asked for, per CPU where mem_per_cpu. exit_code and derived_exit_code are raw wait "
-        "status. gpus and gpu_type come from tres_alloc, else tres_req, by the cluster's tres-mapping.txt "
-        "(the releases' where it never had one). state_flags are the bits above the state."
+        "One attempt of one job, as the scheduler tells it; attempt counts requeues from 0, in the order of "
+        "submission, start and log. Times of 0 (never) are null. mem_mib is what was asked for, per CPU where "
+        "mem_per_cpu. exit_code and derived_exit_code are raw wait status. gpus and gpu_type come from tres_alloc, "
+        "else tres_req, by the cluster's tres-mapping.txt (the releases' where it never had one). state_flags are the "
+        "bits above the state."
     ),
     columns=_t(
         job_id=pl.Int64,

@@ -7,7 +7,7 @@ SchedMD, slurm: accounting_storage_mysql.c (job table), slurm.h (job states, NO_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import polars as pl
@@ -91,6 +91,9 @@ LAST_COMMON_TRES: Final = 1000
 
 _TRES_TEXT: Final = r"^\d{1,18}=\d{1,18}(,\d{1,18}=\d{1,18})*$"
 
+LATEST_RELATIVE_S: Final = 315_360_000
+"""A row whose times are all before this (ten years) counts them from its log's beginning, as the HPCA'22 release."""
+
 _STRING_NULL = ("\\N", "")
 _TIMES = ("submit", "eligible", "start", "end")
 
@@ -112,7 +115,7 @@ def finish(
         is_sound = limit.is_between(0, MAX_TIME_LIMIT_MIN)
         columns.append(pl.when(is_sound).then(limit * S_PER_MINUTE).alias("time_limit_s"))
         _count(frame, ~is_sound, "out_of_range", "timelimit", counts)
-    columns += [_time(f"{t}_epoch_s").alias(f"{t}_time") for t in _TIMES if f"{t}_epoch_s" in have]
+    columns += _times([t for t in _TIMES if f"{t}_epoch_s" in have])
     if "state_raw" in have:
         state, flags = _state()
         columns += [state, flags]
@@ -152,10 +155,23 @@ def _without_no_value(name: str) -> pl.Expr:
     return pl.when(~pl.col(name).is_in(NO_VALUE_32)).then(pl.col(name)).alias(name)
 
 
-def _time(name: str) -> pl.Expr:
-    """Return an expression: epoch seconds to time; 0 and below, and NO_VAL, mean never."""
-    valid = (pl.col(name) > 0) & ~pl.col(name).is_in([float(v) for v in NO_VALUE_32])
-    return pl.when(valid).then((pl.col(name) * US_PER_S).round().cast(pl.Int64).cast(TIME))
+def _times(names: Sequence[str]) -> list[pl.Expr]:
+    """Return expressions: epoch seconds to time; below 0, and NO_VAL, mean never, and 0 does too but in one case.
+
+    Where times count from the log's beginning, the first job was submitted at 0, and eligible then. That it started at
+    0 cannot be told from a start that never came.
+    """
+    no_value = [float(number) for number in NO_VALUE_32]
+    written = {t: pl.col(f"{t}_epoch_s") for t in names}
+    seconds = {t: pl.when(~second.is_in(no_value)).then(second) for t, second in written.items()}
+    is_relative = pl.max_horizontal(*seconds.values()) < LATEST_RELATIVE_S if seconds else pl.lit(False)
+    is_first = is_relative & (seconds["submit"] == 0) if "submit" in seconds else pl.lit(False)
+
+    def time(name: str) -> pl.Expr:
+        is_real = (seconds[name] > 0) | ((seconds[name] == 0) & is_first & (name in ("submit", "eligible")))
+        return pl.when(is_real).then((seconds[name] * US_PER_S).round().cast(pl.Int64).cast(TIME)).alias(f"{name}_time")
+
+    return [time(name) for name in names]
 
 
 def _state() -> tuple[pl.Expr, pl.Expr]:
@@ -234,7 +250,7 @@ def _check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], i
 def number_attempts(frame: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Return the rows with ``attempt`` numbered in file order, exact repeats, and ``seen`` (job_id, row_hash) grown.
 
-    ``seen`` holds what earlier pieces of the same log brought.
+    ``seen`` holds what earlier pieces of the same log brought. `ingest.attempts` puts attempts into the order of time.
     """
     content = [name for name in frame.columns if name not in ("line", "raw")]
     hashed = frame.with_columns(row_hash=frame.select(content).hash_rows(seed=1))

@@ -63,6 +63,24 @@ def test_times_of_zero_and_no_value_are_never() -> None:
     assert done["start_time"].to_list() == [datetime(2021, 1, 30, 9, 46, 40, tzinfo=UTC), None, None, None]
 
 
+@pytest.mark.parametrize(
+    ("submit", "eligible", "start", "end", "told"),
+    [
+        (0.0, 0.0, 12.0, 90.0, (0, 0, 12, 90)),  # the first job of a log that counts from its own beginning
+        (0.0, 0.0, 0.0, 90.0, (0, 0, None, 90)),  # it may never have started
+        (0.0, 4_294_967_294.0, 0.0, 0.0, (0, None, None, None)),
+        (30.0, 0.0, 0.0, 0.0, (30, None, None, None)),  # held: not eligible before it was submitted
+        (0.0, 0.0, 1.6e9, 1.6e9 + 5, (None, None, 1_600_000_000, 1_600_000_005)),  # no job is submitted in 1970
+    ],
+)
+def test_zero_is_a_time_only_for_the_first_submission_of_a_log_that_counts_from_it(
+    submit: float, eligible: float, start: float, end: float, told: tuple[int | None, ...]
+) -> None:
+    row = finish(submit_epoch_s=[submit], eligible_epoch_s=[eligible], start_epoch_s=[start], end_epoch_s=[end])
+    columns = ("submit_time", "eligible_time", "start_time", "end_time")
+    assert row.select(pl.col(columns).dt.epoch("s")).row(0) == told
+
+
 def test_an_unlimited_job_has_no_time_limit() -> None:
     assert finish(time_limit_min=[60, 4_294_967_295, 4_294_967_294])["time_limit_s"].to_list() == [3600, None, None]
 
