@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Final, TypeVar
 
 from ingest import tasks
 from ingest.checksum import join_blocks
+from ingest.cluster_name import check_cluster_name
 from ingest.errors import JobwattError, LakeError, SourceError
 from ingest.head import STAGING, Head, writing
 from ingest.quality import is_defect
@@ -26,7 +26,6 @@ from ingest.sources.remote import is_url
 S = TypeVar("S")
 R = TypeVar("R")
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_CLUSTER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +93,13 @@ def ingest(
 
     Raises
     ------
+    ValueError
+        If ``cluster`` is no name for one.
     SourceError, LakeError, JobwattError
         With nothing committed.
     """
-    if cluster is not None and not _CLUSTER_NAME.match(cluster):
-        raise ValueError(f"cluster is {cluster!r}; give letters, digits, '.', '_' and '-', at most 100")
+    if cluster is not None:
+        check_cluster_name(cluster)
     began = time.monotonic()
     own = runner is None
     active = runner if runner is not None else PoolRunner(usable_cores())

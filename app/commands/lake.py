@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from app.lake_access import open_lake
 from app.output import Show, with_format
 from app.progress import byte_bar
 from app.settings import load, with_lake
+from ingest.cluster_name import check_cluster_name
 from ingest.units import BYTES_PER_MIB
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ def lake() -> None:
 
 
 def _cluster_name(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
-    if name is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
-        raise click.BadParameter(f"{name!r}; give letters, digits, '.', '_' and '-', at most 100")
-    return name
+    try:
+        return None if name is None else check_cluster_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @lake.command()

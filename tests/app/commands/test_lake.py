@@ -92,7 +92,8 @@ def test_a_progress_bar_is_shown_on_standard_error_where_it_is_asked_for(archive
     ("arguments", "code", "says"),
     [
         (["nowhere"], 1, "nowhere: no such file or folder"),
-        (["archive", "--cluster", "a/b"], 2, "'a/b'; give letters"),
+        (["archive", "--cluster", "a/b"], 2, "'a/b'; give a letter"),
+        (["archive", "--cluster", "007"], 2, "'007'; give a letter"),
         (["archive", "--workers", "0"], 2, "'--workers'"),
         (["archive", "--max-member-gib", "0"], 2, "'--max-member-gib'"),
         (["archive", "--scheduler", "tcp://x:1", "--slurm"], 2, "exclude each other"),
