@@ -18,7 +18,7 @@ from ingest.attempts import number_in_time
 from ingest.derive import derive, missing_counts, quality_rows
 from ingest.errors import LakeError
 from ingest.head import Head, LakePart, finish_moves, sync_folder, write_head
-from ingest.manifest import INPUTS_SCHEMA, read_inputs, read_pieces, write_index
+from ingest.manifest import INPUTS_SCHEMA, read_inputs, read_pieces, write_inputs, write_pieces
 from ingest.parts import write_part
 from ingest.reconcile import Plan, companions, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Part
@@ -351,8 +351,8 @@ class _Builder:
         head = Head(
             generation,
             tuple(parts),
-            write_index(self._root, f"inputs-{generation:06d}.parquet", inputs),
-            write_index(self._root, f"pieces-{generation:06d}.parquet", pl.concat([elsewhere, mine])),
+            write_inputs(self._root, f"inputs-{generation:06d}.parquet", inputs),
+            write_pieces(self._root, f"pieces-{generation:06d}.parquet", pl.concat([elsewhere, mine])),
             {part.file: staged for part, staged in self._new},
             tuple(sorted({p.file for p in old.parts} - {p.file for p in parts}))
             + tuple(f"_manifest/{name}" for name in (old.inputs, old.pieces) if name),

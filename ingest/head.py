@@ -26,8 +26,8 @@ from typing import IO, Any, Final
 
 from ingest.errors import LakeBusyError, LakeError
 
-FORMAT: Final = 1
-"""Of the manifest's own files."""
+FORMAT: Final = 2
+"""Of the manifest's own files; 2 since the pieces are sorted by job, and the names of TRES numbers remembered."""
 
 SCHEMA_VERSION: Final = 1
 """Of the tables in `ingest.schemas`."""
@@ -118,7 +118,7 @@ def _parse(root: Path, raw: dict[str, Any]) -> Head:
         removes=tuple(raw["removes"]),
         tres_names={
             cluster: {int(number): name for number, name in names.items()}
-            for cluster, names in raw.get("tres_names", {}).items()  # no lake before it was remembered has it
+            for cluster, names in raw["tres_names"].items()
         },
     )
 

@@ -22,11 +22,11 @@ from ingest.errors import LakeError
 from ingest.head import LakePart, read_head
 from ingest.manifest import read_inputs, read_pieces
 from ingest.schemas import TABLES, TableSchema
+from ingest.series_index import SeriesIndex
 
 _OPEN_FILES: Final = 64
 _CHECK_ROWS: Final = 65_536
 _SERIES_TABLES: Final = frozenset({"gpu_samples", "gpu_minutes"})
-_INDEX_COLUMNS: Final = ["cluster", "part", "row_start", "rows", "job_id", "node", "gpu_index", "first_time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Lake:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._head = read_head(self.root)
-        self._index: _SeriesIndex | None = None
+        self._index: SeriesIndex | None = None
         self._part_of = {part.file: part for part in self._head.parts}
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._row_ends: dict[str, Any] = {}
@@ -133,7 +133,8 @@ class Lake:
 
         Notes
         -----
-        Goes through the index to the row groups that hold the job, so its cost does not grow with the lake.
+        Reads one or two row groups of the index, sorted by job, and those of the parts that hold the job. What grows
+        with the lake is opening it: the list of parts, and the index's footer (one entry for each 16,384 pieces).
         """
         schema = self._schema("gpu_samples")
         names = list(schema.columns if columns is None else columns)
@@ -141,7 +142,7 @@ class Lake:
             raise ValueError(f"gpu_samples has no column {unknown[0]!r}; it has {', '.join(schema.columns)}")
         with self._as_opened():
             if self._index is None:
-                self._index = _SeriesIndex(read_pieces(self.root, self._head))
+                self._index = SeriesIndex(self.root, self._head)
             wanted = self._index.find(job_id, cluster, node, gpu_index)
             tables = [self._read_rows(part, start, rows, names) for part, start, rows in wanted]
         if not tables:
@@ -307,32 +308,3 @@ def _count_back(keys: pl.DataFrame) -> int:
     *series, time = keys.columns
     same = pl.all_horizontal([pl.col(name).eq_missing(pl.col(name).shift()) for name in series])
     return int(keys.select((same & (pl.col(time) <= pl.col(time).shift())).sum()).item())
-
-
-class _SeriesIndex:
-    """Where each job's GPU samples are: pieces sorted by job, found by bisection."""
-
-    def __init__(self, pieces: pl.DataFrame) -> None:
-        gpu = pieces.filter((pl.col("table") == "gpu_samples") & pl.col("job_id").is_not_null()).select(_INDEX_COLUMNS)
-        gpu = gpu.sort("job_id", "cluster", "node", "gpu_index", "first_time")
-        self._jobs = gpu["job_id"].to_numpy()
-        self._rows = gpu.select("cluster", "node", "gpu_index", "part", "row_start", "rows").rows()
-
-    def find(
-        self, job_id: int, cluster: str | None, node: str | None, gpu_index: int | None
-    ) -> list[tuple[str, int, int]]:
-        """Return (part, first row, rows) of each stretch of a part; neighbours in one part are joined."""
-        first, last = np.searchsorted(self._jobs, [job_id, job_id + 1])
-        mine = [row for row in self._rows[first:last] if cluster in (None, row[0])]
-        clusters = sorted({row[0] for row in mine})
-        if len(clusters) > 1:
-            raise ValueError(f"job {job_id} is in the clusters {' and '.join(clusters)}; give one of them as cluster")
-        found: list[tuple[str, int, int]] = []
-        for _, row_node, row_gpu, part, start, rows in mine:
-            if node not in (None, row_node) or gpu_index not in (None, row_gpu):
-                continue
-            if found and found[-1][0] == part and found[-1][1] + found[-1][2] == start:
-                found[-1] = (part, found[-1][1], found[-1][2] + rows)
-            else:
-                found.append((part, start, rows))
-        return found

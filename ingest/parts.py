@@ -163,11 +163,11 @@ def write_part(path: Path, table: str, frame: pl.DataFrame) -> Part:
         raise
 
 
-def write_frame(path: Path, frame: pl.DataFrame) -> None:
+def write_frame(path: Path, frame: pl.DataFrame, row_group_rows: int | None = None) -> None:
     """Write a small frame of no table durably; nothing is left of it where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()  # polars itself would not say why it cannot write a file
-    frame.write_parquet(content, compression="zstd")
+    frame.write_parquet(content, compression="zstd", row_group_size=row_group_rows)
     try:
         with path.open("wb") as file:
             file.write(content.getbuffer())
