@@ -7,7 +7,7 @@ needs them then says so, and the lake is to be opened again. Two states are neve
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,13 +177,20 @@ class Lake:
                 )
         return LakeInfo(str(self.root), self.generation, self.inputs().height, tuple(tables))
 
-    def check(self) -> CheckReport:
-        """Return what a full check finds: every part there, readable to its last value, as listed, sorted by time."""
+    def check(self, *, values: bool = True, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+        """Return what a check finds: every part there, readable to its last value, as listed, sorted by time.
+
+        Parameters
+        ----------
+        values : without, only the parts' footers are read, which takes moments: that they are there, and as listed
+        progress : called with the bytes of the parts that were checked, and of all
+        """
+        look = _check_part if values else _check_footer
         problems: list[str] = []
         rows = 0
-        for part in self._head.parts:
+        for part in self._each_part(progress):
             try:
-                found, wrong = _check_part(self._head.path(self.root, part), part)
+                found, wrong = look(self._head.path(self.root, part), part)
             except FileNotFoundError as error:
                 if self._is_stale():
                     raise self._gone(f"{part.file} is missing") from error
@@ -202,6 +209,16 @@ class Lake:
                 if name not in listed:
                     problems.append(f"{name}: not part of the lake; the next ingest removes it")
         return CheckReport(len(self._head.parts), rows, tuple(problems))
+
+    def _each_part(self, progress: Callable[[int, int], None] | None) -> Iterator[LakePart]:
+        """Yield every part, and tell after each how far it is."""
+        total_bytes = sum(part.bytes for part in self._head.parts)
+        done_bytes = 0
+        for part in self._head.parts:
+            yield part
+            done_bytes += part.bytes
+            if progress is not None:
+                progress(done_bytes, total_bytes)
 
     def _check_index(self) -> list[str]:
         try:
@@ -277,18 +294,35 @@ def _open_part(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
+def _check_footer(path: Path, part: LakePart) -> tuple[int, list[str]]:
+    """Return the rows of a part by its footer, and what that says is wrong with it."""
+    with _open_part(path) as file:
+        problems = _missing_columns(file, part)
+        rows = file.metadata.num_rows
+    return rows, problems + _as_listed(rows, path, part)
+
+
+def _missing_columns(file: pq.ParquetFile, part: LakePart) -> list[str]:
+    missing = set(TABLES[part.table].columns) - set(file.schema_arrow.names)
+    return [f"columns missing: {', '.join(sorted(missing))}"] if missing else []
+
+
+def _as_listed(rows: int, path: Path, part: LakePart) -> list[str]:
+    size = path.stat().st_size
+    if (rows, size) == (part.rows, part.bytes):
+        return []
+    return [f"{rows} rows, {size} bytes; {part.rows}, {part.bytes} listed"]
+
+
 def _check_part(path: Path, part: LakePart) -> tuple[int, list[str]]:
     """Return the rows of a part, all of them read, and what is wrong with it."""
     schema = TABLES[part.table]
-    problems: list[str] = []
     rows = 0
     back = 0
     with _open_part(path) as file:
-        missing = set(schema.columns) - set(file.schema_arrow.names)
-        if missing:
-            problems.append(f"columns missing: {', '.join(sorted(missing))}")
+        problems = _missing_columns(file, part)
         key = {name: schema.columns[name] for name in schema.key}
-        is_series = part.table in _SERIES_TABLES and not missing
+        is_series = part.table in _SERIES_TABLES and not problems
         last = pl.DataFrame(schema=key)
         for batch in file.iter_batches(batch_size=_CHECK_ROWS):
             rows += batch.num_rows
@@ -296,8 +330,7 @@ def _check_part(path: Path, part: LakePart) -> tuple[int, list[str]]:
                 keys = pl.concat([last, pl.DataFrame(batch.select(list(key)), schema=key)])
                 back += _count_back(keys)
                 last = keys.tail(1)
-    if (rows, path.stat().st_size) != (part.rows, part.bytes):
-        problems.append(f"{rows} rows, {path.stat().st_size} bytes; {part.rows}, {part.bytes} listed")
+    problems += _as_listed(rows, path, part)
     if back:
         problems.append(f"the time of a series goes back, or repeats, in {back} places")
     return rows, problems

@@ -127,14 +127,17 @@ def info(show: Show, *, lake: Path | None) -> None:
 
 @lake.command()
 @with_lake
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: on a terminal]")
 @with_format
-def check(show: Show, *, lake: Path | None) -> None:
+def check(show: Show, *, lake: Path | None, progress: bool | None) -> None:
     """Check that every file of a lake is there, whole, sorted and as its manifest says; exit 1 where one is not.
+
+    Every value is read; `jobwatt doctor` takes a quick look only.
 
     Example: jobwatt lake check --lake data/lake
     """
-    with open_lake(lake) as opened:
-        report = opened.check()
+    with open_lake(lake) as opened, byte_bar("check", progress) as tell:
+        report = opened.check(progress=tell)
     show(report)
     if report.problems:
         click.get_current_context().exit(DATA_PROBLEM)

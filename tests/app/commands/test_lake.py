@@ -67,6 +67,14 @@ def test_info_shows_rows_and_bytes_of_each_table(archive, capfd):
     assert tables["gpu_samples"]["bytes"] == on_disk
 
 
+def test_a_check_shows_how_far_it_is_where_that_is_asked_for(archive, capfd):
+    ingest(capfd, str(archive))
+    assert run(["lake", "check", "--lake", "lake", "--progress"]) == 0
+    assert "check: 100%" in capfd.readouterr().err
+    assert run(["lake", "check", "--lake", "lake", "--no-progress"]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_a_sound_lake_checks_with_code_0_and_a_damaged_one_with_code_1_and_the_file(archive, capfd):
     ingest(capfd, str(archive))
     assert run(["lake", "check", "--lake", "lake"]) == 0
