@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-Status = Literal["ok", "warning", "problem"]
+from app.cli import ROOMS
 
-ROOMS = ("ingest", "features", "models", "app")
+Status = Literal["ok", "warning", "problem"]
 
 LIBRARIES = ("polars", "pyarrow", "numpy", "scikit-learn", "lightgbm", "dask", "fsspec", "click")
 

@@ -16,8 +16,9 @@ import polars as pl
 
 from ingest.attempts import number_in_time
 from ingest.derive import derive, missing_counts, quality_rows
+from ingest.disk import sync_folder
 from ingest.errors import LakeError
-from ingest.head import Head, LakePart, finish_moves, sync_folder, write_head
+from ingest.head import Head, LakePart, finish_moves, write_head
 from ingest.manifest import INPUTS_SCHEMA, read_inputs, read_pieces, write_inputs, write_pieces
 from ingest.parts import write_part
 from ingest.reconcile import Plan, companions, reconcile

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
+from ingest.disk import sync_folder
 from ingest.errors import LakeBusyError, LakeError
 
 FORMAT: Final = 2
@@ -208,15 +209,6 @@ def _write_temporary(folder: Path, head: Head) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sync_up(root: Path, folders: Iterable[Path]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from ingest.disk import sync_folder, write_whole
 from ingest.errors import SourceError
 from ingest.units import BYTES_PER_MIB
 
@@ -119,7 +120,7 @@ def fetch_file(
                 f"Fetch it again; if it stays so, what is published has changed"
             )
         part.replace(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     return FetchedFile(
         remote.path, size_bytes, fetched_bytes, digest, "fetched" if fetched_bytes == size_bytes else "resumed"
     )
@@ -245,9 +246,7 @@ def record_sum(folder: Path, path: str, digest: str, sums: dict[str, str]) -> No
     target = folder / SUMS_NAME
     if path in sums:
         sums[path] = digest
-        staged = target.with_name(f".{SUMS_NAME}.part")
-        staged.write_text("".join(f"{value}  {key}\n" for key, value in sums.items()), "utf-8")
-        staged.replace(target)
+        write_whole(target, "".join(f"{value}  {key}\n" for key, value in sums.items()).encode())
         return
     sums[path] = digest
     with target.open("a", encoding="utf-8") as file:
@@ -257,12 +256,3 @@ def record_sum(folder: Path, path: str, digest: str, sums: dict[str, str]) -> No
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in this folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
