@@ -299,7 +299,7 @@ class _Builder:
         self, index: pl.DataFrame, counts: Counter[CountKey], renewed: set[str], refusals: Refusals
     ) -> list[tuple[str, int]]:
         """Make devices, job statistics and quality anew; return the reason codes that this run added, with counts."""
-        jobs = self._read("jobs").select("job_id", "attempt", "start_time", "end_time", "gpu_type")
+        jobs = self._read("jobs").select("job_id", "attempt", "start_time", "end_time", "gpus", "gpu_type")
         derived = derive(index, jobs, self._read("labels"))
         old = self._read("quality")
         for table in _REMADE:

@@ -111,6 +111,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "gap": (NOTICE, "steps longer than MAX_GAP_S"),
     "clock_jump": (DEFECT, "steps longer than CLOCK_JUMP_S"),
     "outside_job": (NOTICE, "samples over a minute before the job's start or after its end"),
+    "gpus_not_seen": (NOTICE, "GPUs that the log allocates to the job and no sample is of; they count as not covered"),
     "two_files_for_series": (DEFECT, "several files hold this job and node; joined by time"),
     "requeued": (NOTICE, "the job has several rows in the log; kept as attempts"),
     "mem_unit_unknown": (DEFECT, "MemoryFreeInactiveKB is neither GB nor KiB by its size; stored as null"),

@@ -332,9 +332,9 @@ JOB_STATS = TableSchema(
     key=("job_id",),
     doc=(
         "One row for each job that has GPU samples, written with them. energy_j integrates power_w by trapezoids, "
-        "never across a gap; power_mean_w is energy over covered GPU seconds; coverage is covered GPU seconds over "
-        "GPUs x (last - first sample, or the scheduler's run time where known), clipped at 1. Energy by counter is the "
-        "driver's own, where the source has it."
+        "never across a gap; power_mean_w is energy over covered GPU seconds; gpus are those that were seen; coverage is "
+        "covered GPU seconds over (GPUs seen, or allocated where those are more) x (last - first sample, or the "
+        "scheduler's run time where known), clipped at 1. Energy by counter is the driver's own, where the source has it."
     ),
     columns=_t(
         job_id=pl.Int64,

@@ -225,7 +225,22 @@ def test_words_for_a_missing_value_are_null_in_every_text_column_of_the_log(tmp_
 
 def test_samples_outside_their_job_are_kept_and_counted(tmp_path):
     write(tmp_path, "in/gpu/0001/101-n1.csv", gpu_file(gpu_row(0), gpu_row(1), gpu_row(5000)))
-    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(101)))
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(101, tres_alloc="1002=1")))
     taken = take(tmp_path / "in", tmp_path / "lake")
     assert taken.counted() == {("outside_job", ""): 1, ("gap", ""): 1, ("clock_jump", ""): 1}
     assert len(taken.powers()) == 3
+
+
+def test_allocated_gpus_without_samples_are_counted_and_not_taken_for_covered(tmp_path):
+    for job in (101, 102, 103):
+        rows = [gpu_row(i, gpu=gpu) for gpu in range(job - 100) for i in range(11)]
+        write(tmp_path, f"in/gpu/0001/{job}-n1.csv", gpu_file(*rows))
+    run = {"time_start": START_S, "time_end": START_S + 10}
+    log = [log_row(job, tres_alloc='"1=40,1002=4"', **run) for job in (101, 104)]  # of 104 nothing was recorded
+    log += [log_row(102, tres_alloc='"1=40,1002=2"', **run), log_row(103, tres_alloc='"1=40,1002=1"', **run)]
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, *log))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert taken.rows("job_stats", "job_id", "gpus", "coverage") == [(101, 1, 0.25), (102, 2, 1.0), (103, 3, 1.0)]
+    unseen = taken.lake.scan("quality").filter(pl.col("reason") == "gpus_not_seen").select("job_id", "count")
+    assert unseen.collect().rows() == [(101, 3)]
+    assert not taken.report.partial
