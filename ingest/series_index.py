@@ -30,7 +30,7 @@ class SeriesIndex:
     """
 
     def __init__(self, root: Path, head: Head) -> None:
-        self._file = pq.ParquetFile(root / MANIFEST / head.pieces)
+        self._file = pq.ParquetFile(root / MANIFEST / head.pieces, page_checksum_verification=True)
         self._groups, self._least, self._greatest = _job_ranges(self._file.metadata)
         self._kept: OrderedDict[int, tuple[IntArray, pa.Table]] = OrderedDict()
 
