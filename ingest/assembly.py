@@ -14,9 +14,10 @@ from typing import Final
 import polars as pl
 
 from ingest.derive import derive, quality_rows
+from ingest.disk import sync_folder
 from ingest.errors import LakeError
-from ingest.head import Head, LakePart, finish_moves, sync_folder, write_head
-from ingest.manifest import INPUTS_SCHEMA, read_inputs, write_index
+from ingest.head import Head, LakePart, finish_moves, write_head
+from ingest.manifest import INPUTS_SCHEMA, read_inputs, write_inputs, write_pieces
 from ingest.parts import PartReader, read_part, write_part
 from ingest.reconcile import Plan
 from ingest.records import CommitSpec, CountKey, FileRecord, Part, RewriteResult
@@ -29,7 +30,7 @@ MINUTES_ROWS: Final = 131_072
 """A part of gpu_minutes is closed when it has this many rows."""
 
 _REMADE: Final = frozenset({"job_stats", "devices", "quality"})
-_JOB_COLUMNS: Final = ("job_id", "attempt", "start_time", "end_time", "gpu_type")
+_JOB_COLUMNS: Final = ("job_id", "attempt", "start_time", "end_time", "gpus", "gpu_type")
 
 
 class Assembly:
@@ -207,11 +208,12 @@ class Assembly:
         head = Head(
             generation,
             tuple(parts),
-            write_index(self._root, f"inputs-{generation:06d}.parquet", inputs),
-            write_index(self._root, f"pieces-{generation:06d}.parquet", pl.concat([elsewhere, mine])),
+            write_inputs(self._root, f"inputs-{generation:06d}.parquet", inputs),
+            write_pieces(self._root, f"pieces-{generation:06d}.parquet", pl.concat([elsewhere, mine])),
             {part.file: staged for part, staged in self._new},
             tuple(sorted({p.file for p in old.parts} - {p.file for p in parts}))
             + tuple(f"_manifest/{name}" for name in (old.inputs, old.pieces) if name),
+            {**old.tres_names, cluster: dict(self._spec.tres_names)},
         )
         for folder in {(self._root / staged).parent for _, staged in self._new}:
             sync_folder(folder)

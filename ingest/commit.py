@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from ingest.assembly import Assembly
+from ingest.attempts import number_in_time
 from ingest.derive import missing_counts
 from ingest.head import LakePart
 from ingest.manifest import read_inputs, read_pieces
@@ -62,6 +63,7 @@ def commit(spec: CommitSpec) -> CommitResult:
     if plan.rewrites and spec.rewritten is None:
         return CommitResult(rewrites=_rewrite_specs(plan, spec))
     rewritten = spec.rewritten or ()
+    assembly = Assembly(replace(spec, results=number_in_time(spec.results)), rewritten, succession.names)
     records = refusals.settle(_settle(spec.records, rewritten))
     renewed = changed | gone | set(lost)
     assembly.add_samples(plan)

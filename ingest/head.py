@@ -24,10 +24,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
+from ingest.disk import sync_folder
 from ingest.errors import LakeBusyError, LakeError
 
-FORMAT: Final = 1
-"""Of the manifest's own files."""
+FORMAT: Final = 2
+"""Of the manifest's own files; 2 since the pieces are sorted by job, and the names of TRES numbers remembered."""
 
 SCHEMA_VERSION: Final = 1
 """Of the tables in `ingest.schemas`."""
@@ -62,7 +63,10 @@ class LakePart:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A committed state of the lake; every path is relative to the root."""
+    """A committed state of the lake; every path is relative to the root.
+
+    ``tres_names`` has, by cluster, what its last ``tres-mapping.txt`` told: TRES number to name.
+    """
 
     generation: int = 0
     parts: tuple[LakePart, ...] = ()
@@ -70,6 +74,7 @@ class Head:
     pieces: str = ""
     moves: dict[str, str] = field(default_factory=dict)
     removes: tuple[str, ...] = ()
+    tres_names: dict[str, dict[int, str]] = field(default_factory=dict)
 
     @property
     def is_pending(self) -> bool:
@@ -125,6 +130,10 @@ def _parse(root: Path, raw: dict[str, Any]) -> Head:
         pieces=raw["pieces"],
         moves=raw["moves"],
         removes=tuple(raw["removes"]),
+        tres_names={
+            cluster: {int(number): name for number, name in names.items()}
+            for cluster, names in raw["tres_names"].items()
+        },
     )
 
 
@@ -202,6 +211,7 @@ def _write_temporary(folder: Path, head: Head) -> None:
         ],
         "moves": head.moves,
         "removes": list(head.removes),
+        "tres_names": head.tres_names,
     }
     temporary = folder / f"{HEAD}.tmp"
     try:
@@ -212,15 +222,6 @@ def _write_temporary(folder: Path, head: Head) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sync_up(root: Path, folders: Iterable[Path]) -> None:

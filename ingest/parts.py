@@ -168,13 +168,13 @@ def write_part(path: Path, table: str, frame: pl.DataFrame) -> Part:
         raise
 
 
-def write_frame(path: Path, frame: pl.DataFrame, *, durable: bool = True) -> None:
+def write_frame(path: Path, frame: pl.DataFrame, *, row_group_rows: int | None = None, durable: bool = True) -> None:
     """Write a small frame of no table, its pages with checksums; nothing is left of it where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("wb") as file:
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True, row_group_size=row_group_rows)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

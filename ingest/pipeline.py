@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Final, TypeVar
 
 from ingest import tasks
 from ingest.checksum import join_blocks
+from ingest.cluster_name import check_cluster_name
 from ingest.errors import JobwattError, LakeError, SourceError
 from ingest.head import STAGING, Head, find_parts, writing
 from ingest.quality import is_defect
@@ -32,13 +32,13 @@ from ingest.records import (
     ScanSpec,
 )
 from ingest.runner import PoolRunner, Runner, usable_cores
+from ingest.shares import find_line_shifts, join_shares
 from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
 from ingest.sources.remote import is_url
 
 S = TypeVar("S")
 R = TypeVar("R")
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_CLUSTER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +116,13 @@ def ingest(
 
     Raises
     ------
+    ValueError
+        If ``cluster`` is no name for one.
     SourceError, LakeError, JobwattError
         With nothing committed.
     """
-    if cluster is not None and not _CLUSTER_NAME.match(cluster):
-        raise ValueError(f"cluster is {cluster!r}; give letters, digits, '.', '_' and '-', at most 100")
+    if cluster is not None:
+        check_cluster_name(cluster)
     began = time.monotonic()
     own = runner is None
     active = runner if runner is not None else PoolRunner(usable_cores())
@@ -180,7 +182,8 @@ class _Run:
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
         name = PurePosixPath(source).name
-        commit = replace(commit, line_shift=_line_shift(results, plan), source_name=name, force=force)
+        commit = replace(commit, line_shift=find_line_shifts(results, plan), source_name=name, force=force)
+        commit = replace(commit, tres_names=plan.template.tres_names)
         while True:
             self._tell("committing")
             result = self._one(tasks.commit, commit)
@@ -206,7 +209,7 @@ class _Run:
             changed, settled = self._verify(plan.verify, plan.template.force)
             specs += changed
             records += settled
-        results, scanned = _join_shares([*plan.found, *self._map_scan(specs)], specs)
+        results, scanned = join_shares([*plan.found, *self._map_scan(specs)], specs)
         results.sort(key=lambda r: r.part)
         return results, (*records, *scanned)
 
@@ -337,55 +340,6 @@ def _as_known(record: FileRecord, file: ScanFile, held: Held) -> FileRecord:
     stays = replace(stays, rows_in=known.rows_in, rows_unchanged=known.rows_in)
     is_same = record.checksum == known.checksum
     return stays if is_same else replace(stays, status="refused", reason=held.reason, detail=held.detail)
-
-
-def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> tuple[list[ScanResult], list[FileRecord]]:
-    """Return the results that stay, and one record a file; shares are added up in the order of their place in it.
-
-    A file of which a share was refused is refused whole: nothing stays of its other shares.
-    """
-    start = {spec.part: spec.files[0].start for spec in specs if spec.files and spec.files[0].stop is not None}
-    whole = [record for result in results if result.part not in start for record in result.files]
-    shares: dict[str, list[tuple[int, FileRecord]]] = {}
-    for result in results:
-        for record in result.files if result.part in start else ():
-            shares.setdefault(record.name, []).append((start[result.part], record))
-    joined = [_join_records([record for _, record in sorted(found, key=lambda s: s[0])]) for found in shares.values()]
-    refused = {record.name for record in joined if record.status == "refused"}
-    stay = [r for r in results if r.part not in start or not any(record.name in refused for record in r.files)]
-    return stay, whole + joined
-
-
-def _join_records(shares: Sequence[FileRecord]) -> FileRecord:
-    """Return the record of a file from those of its shares, in order."""
-    total = next((record for record in shares if record.status == "refused"), shares[0])
-    if total.status == "refused":
-        return total
-    for record in shares[1:]:
-        total = total.plus(record)
-    blocks = [block for record in shares for block in record.checksum.split(",") if block]
-    return replace(total, size=sum(r.size for r in shares), checksum=join_blocks(blocks))
-
-
-def _line_shift(results: Sequence[ScanResult], plan: IngestPlan) -> dict[str, int]:
-    """Return for each share task how many lines of its file come before it."""
-    starts = {
-        spec.part: (spec.files[0].name, spec.files[0].start)
-        for spec in (*plan.specs, *plan.verify)
-        if spec.files and spec.files[0].stop is not None
-    }
-    lines: dict[str, list[tuple[int, str, int]]] = {}
-    for result in results:
-        if result.part in starts and result.files:
-            name, start = starts[result.part]
-            lines.setdefault(name, []).append((start, result.part, result.files[0].lines))
-    shift: dict[str, int] = {}
-    for found in lines.values():
-        before = 0
-        for _, part, n in sorted(found):
-            shift[part] = before
-            before += n
-    return shift
 
 
 def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: float) -> IngestReport:

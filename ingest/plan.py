@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -68,10 +68,10 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     rows, texts = _look_into(found, spec)
     records = _refused_members(listing, root)
     records += [refusal(m.plain_name, "", reason, detail, rows.get(m.name, 0)) for m, reason, detail in found.refused]
-    tres = _Tres(spec, _by_kind(known, inputs).get("tres", []))
+    tres = _Tres(spec, _by_kind(known, inputs).get("tres", []), spec.head.tres_names.get(cluster, {}))
     for member, (data, problem) in texts.items():
         tres.take(member, data, problem)
-    files = tres.read_again(found.files) if tres.is_changed else found.files
+    files = tres.read_again(found.files)
     template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes)
     specs, verify = _cut(files, template, spec)
     total = sum(file.stored_bytes for file in files)
@@ -93,8 +93,8 @@ def _inputs(spec: PlanSpec, cluster: str) -> pl.DataFrame:
 
 
 def _known(inputs: pl.DataFrame) -> dict[str, Known]:
-    rows = inputs.select("name", "size", "checksum", "rows_in")
-    return {name: Known(size, checksum, rows_in, name) for name, size, checksum, rows_in in rows.iter_rows()}
+    rows = inputs.select("size", "checksum", "rows_in", "name", "generation")
+    return {known.name: known for known in (Known(*row) for row in rows.iter_rows())}
 
 
 def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) -> _Sorted:
@@ -197,14 +197,15 @@ def _read_text(stream: ByteStream) -> tuple[bytes, tuple[str, str]]:
 
 
 class _Tres:
-    """What ``tres-mapping.txt`` tells; its rows complete the jobs' rows."""
+    """What ``tres-mapping.txt`` tells, or told when it last came; its rows complete the jobs' rows."""
 
-    def __init__(self, spec: PlanSpec, known: list[Known]) -> None:
+    def __init__(self, spec: PlanSpec, known: list[Known], remembered: Mapping[int, str]) -> None:
         self._known = known
         self._staging = Staging(spec.staging, "plan")
-        self.names: dict[int, str] = {}
+        self._generation = max((mapping.generation for mapping in known), default=0)
+        self._is_changed = False
+        self.names = remembered
         self.records: list[FileRecord] = []
-        self.is_changed = False
 
     def take(self, member: Member, data: bytes, problem: tuple[str, str]) -> None:
         """Take in one file's text."""
@@ -220,28 +221,32 @@ class _Tres:
             reason, detail = problem if problem[0] else ("empty_file", "no names")
             self.records.append(refusal(name, "tres", reason, detail, rows))
             return
-        self.names |= names
+        self.names = names
         if same is not None:
+            self._generation = same.generation
             self.records.append(replace(record, name=same.name, status="unchanged", rows_unchanged=rows))
         else:
-            self.is_changed = True
+            self._is_changed = True
             self._staging.reject((name, number, 1, "jobs", "wrong_type", "", line) for number, line in bad)
             if bad:
                 self._staging.counts[name, None, "wrong_type", ""] += len(bad)
             self.records.append(replace(record, rows_merged=rows - len(bad), rows_quarantined=len(bad)))
 
     def read_again(self, files: list[ScanFile]) -> list[ScanFile]:
-        """Return the files with the log marked as changed, since its rows have other names now."""
+        """Return the files, a log that was read before the mapping was as it is now marked as changed."""
         return [
             replace(
                 f,
-                known=f.known and replace(f.known, checksum=""),
-                others=tuple(replace(known, checksum="") for known in f.others),
+                known=f.known and self._doubted(f.known),
+                others=tuple(self._doubted(known) for known in f.others),
             )
             if f.kind == "jobs"
             else f
             for f in files
         ]
+
+    def _doubted(self, log: Known) -> Known:
+        return replace(log, checksum="") if self._is_changed or log.generation < self._generation else log
 
     def found(self) -> tuple[ScanResult, ...]:
         """Return what was staged."""

@@ -20,6 +20,7 @@ class Known:
     checksum: str
     rows_in: int
     name: str = ""
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ class CommitSpec:
     """What a run staged for one cluster. ``results`` are of scan tasks; ``records`` are of whole files.
 
     ``rewritten`` is None until the rewrites that the commit needs are done.
+    ``tres_names`` is the cluster's mapping of TRES numbers from now on.
     """
 
     lake: str
@@ -249,6 +251,7 @@ class CommitSpec:
     source_name: str = ""
     force: bool = False
     rewritten: tuple[RewriteResult, ...] | None = None
+    tres_names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def summarise_jobs(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
     """Return rows of ``job_stats`` from `join_pieces`' rows and the scheduler's jobs (last attempt counts)."""
     run = jobs.sort("job_id", "attempt").unique("job_id", keep="last", maintain_order=True)
     run_s = (pl.col("end_time") - pl.col("start_time")).dt.total_microseconds() / US_PER_S
-    known = run.select("job_id", run_s.alias("run_s"))
+    known = run.select("job_id", run_s.alias("run_s"), pl.col("gpus").alias("allocated_gpus"))
     total_n = pl.col("gpu_util_n").sum()
     by_job = (
         series.filter(pl.col("job_id").is_not_null())
@@ -123,7 +123,8 @@ def summarise_jobs(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
         .join(known, on="job_id", how="left")
     )
     span_s = (pl.col("last_time") - pl.col("first_time")).dt.total_microseconds() / US_PER_S
-    due_s = pl.when(pl.col("run_s") > 0).then(pl.col("run_s")).otherwise(span_s) * pl.col("gpus")
+    due_gpus = pl.max_horizontal("gpus", "allocated_gpus")
+    due_s = pl.when(pl.col("run_s") > 0).then(pl.col("run_s")).otherwise(span_s) * due_gpus
     return JOB_STATS.conform(
         by_job.with_columns(
             pl.when(due_s > 0).then((pl.col("covered_gpu_s") / due_s).clip(0, 1)).alias("coverage"),

@@ -135,9 +135,10 @@ JOBS = TableSchema(
     name="jobs",
     key=("job_id", "attempt"),
     doc=(
-        "One attempt of one job, as the scheduler tells it; attempt counts requeues from 0. Times of 0 (never) are "
-        "null. mem_mib is what was asked for, per CPU where mem_per_cpu. exit_code and derived_exit_code are raw wait "
-        "status. gpus and gpu_type come from tres_alloc, else tres_req. state_flags are the bits above the state."
+        "One attempt of one job, as the scheduler tells it; attempt counts requeues from 0, in time. Times of 0 (never)"
+        " are null. mem_mib is what was asked for, per CPU where mem_per_cpu. Exit codes are raw wait status. gpus and "
+        "gpu_type: tres_alloc, else tres_req, by the cluster's tres-mapping.txt (the releases', where it never had "
+        "one). state_flags are the bits above the state."
     ),
     columns=_t(
         job_id=pl.Int64,
@@ -324,10 +325,10 @@ JOB_STATS = TableSchema(
     name="job_stats",
     key=("job_id",),
     doc=(
-        "One row for each job that has GPU samples, written with them. energy_j integrates power_w by trapezoids, "
-        "never across a gap; power_mean_w is energy over covered GPU seconds; coverage is covered GPU seconds over "
-        "GPUs x (last - first sample, or the scheduler's run time where known), clipped at 1. Energy by counter is the "
-        "driver's own, where the source has it."
+        "One row for each job that has GPU samples, written with them. gpus are those that were seen. energy_j "
+        "integrates power_w by trapezoids, never across a gap; power_mean_w is energy over covered GPU seconds; "
+        "coverage is covered GPU seconds over (GPUs seen, or allocated where those are more) x (last - first sample, "
+        "or the scheduler's run time where known), clipped at 1. energy_counter_j is the driver's own."
     ),
     columns=_t(
         job_id=pl.Int64,

@@ -269,6 +269,28 @@ def test_check_finds_a_file_that_is_not_the_lake_s(name, helps, own):
     )
 
 
+@pytest.mark.parametrize("spoil", [spoil_truncate, spoil_remove, spoil_row_count, spoil_column])
+def test_a_quick_check_finds_what_footers_tell_and_names_it(spoil, own):
+    path = part(own, "gpu_samples")
+    says = spoil(own, path)
+    problems = Lake(own).check(values=False).problems
+    assert any(p.startswith(f"gpu_samples/cluster=one/{path.name}: {says}") for p in problems), problems
+
+
+def test_a_quick_check_reads_no_values(own, lake):
+    spoil_a_page(own, part(own, "gpu_samples"))
+    report = Lake(own).check(values=False)
+    assert report == lake.check()
+
+
+def test_a_check_tells_how_far_it_is_to_the_last_byte(lake):
+    told: list[tuple[int, int]] = []
+    lake.check(progress=lambda done, total: told.append((done, total)))
+    total = sum(table.bytes for table in lake.info().tables)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert (len(told), told[-1]) == (lake.check().files, (total, total))
+
+
 @pytest.mark.parametrize("which", ["inputs", "pieces"])
 def test_check_finds_an_index_that_is_missing_or_damaged(which, own):
     path = own / "_manifest" / getattr(read_head(own), which)

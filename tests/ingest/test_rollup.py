@@ -199,6 +199,16 @@ def test_coverage_is_of_the_schedulers_run_time_where_it_is_known() -> None:
     assert summarise_jobs(series, JOBS.empty())["coverage"][0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("allocated", "coverage"), [(4, 0.25), (1, 1.0), (0, 1.0), (None, 1.0)])
+def test_coverage_is_of_the_allocated_gpus_where_they_are_more_than_were_seen(
+    allocated: int | None, coverage: float
+) -> None:
+    series = join_pieces(pieces_of(one_gpu([100.0] * 11, [None] * 11)))
+    run = {"job_id": 1, "attempt": 0, "start_time": START, "end_time": START + timedelta(seconds=10), "gpus": allocated}
+    stats = summarise_jobs(series, JOBS.conform(pl.DataFrame([run])))
+    assert (stats["coverage"][0], stats["gpus"][0]) == (pytest.approx(coverage), 1)
+
+
 def test_a_series_without_any_power_has_no_energy_rather_than_none_used() -> None:
     frame = one_gpu([10.0, 10.0], [None, None]).with_columns(power_w=pl.lit(None, pl.Float32))
     stats = summarise_jobs(join_pieces(pieces_of(frame)), JOBS.empty())
