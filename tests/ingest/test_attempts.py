@@ -5,7 +5,6 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from ingest import scan
 from tests.small_sources import LOG_HEADER, START_S, gpu_file, gpu_row, lines, log_row, take_twice, write
 
 
@@ -21,9 +20,8 @@ def attempt(job_id: int, name: str, submit_s: object, start_s: object = 0) -> st
 @pytest.mark.parametrize("pieces", ["one piece", "many pieces"])
 def test_attempts_are_numbered_by_submission_then_start_then_the_log(pieces, tmp_path, monkeypatch):
     if pieces == "many pieces":
-        for name in ("CHUNK_BYTES", "BATCH_BYTES"):
-            monkeypatch.setattr(scan, name, 400)
-        monkeypatch.setattr(scan, "PIECE_BYTES", 400)
+        for name in ("ingest.scan.CHUNK_BYTES", "ingest.scan.PIECE_BYTES", "ingest.rows.BATCH_BYTES"):
+            monkeypatch.setattr(name, 400)
     rows = [
         attempt(1, "second", START_S + 100, START_S + 110),
         attempt(2, "later start", START_S, START_S + 50),

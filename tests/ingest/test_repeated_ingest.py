@@ -265,7 +265,7 @@ def test_a_log_that_shrank_is_refused_even_where_its_mapping_changed(tmp_path):
     write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, *H200_LOG[:1]))
     write(tmp_path, "in/tres-mapping.txt", "1003,gpu:h200-nvl\n")
     taken = take(tmp_path / "in", tmp_path / "lake")
-    assert taken.refused() == [("slurm-log.csv", "shrunken", 0)]  # its rows stay
+    assert taken.refused() == [("slurm-log.csv", "keys_lost", 0)]  # its rows stay
     assert taken.rows("jobs", "gpu_type") == [("h200",)] * 3
 
 
