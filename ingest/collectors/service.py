@@ -187,7 +187,7 @@ class Service:
             self.events.record("node", "error", detail=self.node.problem)
 
     def _write(self) -> None:
-        """Sync the spool once a second, watch the clock, and once a minute note what all this costs."""
+        """Sync the spool at its pace, watch the clock, and once a minute note what all this costs."""
         clock = ClockWatch(self.events)
         next_cost_s = time.monotonic() + COST_EVERY_S
         while not self.stopping.wait(SYNC_S):

@@ -25,7 +25,7 @@ from ingest.errors import SpoolBusyError, SpoolError
 
 FORMAT: Final = {"format": "jobwatt-spool", "version": 1}
 OPEN_SUFFIX: Final = ".open"
-SYNC_S: Final = 1.0
+SYNC_S: Final = 1.5
 """How often the collector hands its rows to the disk; a ``kill -9`` loses no more than that and what a sync takes."""
 
 HEADERS: Final[Mapping[str, str]] = {
@@ -65,7 +65,7 @@ def cell(value: object) -> str:
         return ""
     text = str(value)
     if not text.isprintable():
-        text = " ".join(text.split())
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
     return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
@@ -319,15 +319,16 @@ class Spool:
 
     def _write(self, kind: str, lines: list[str]) -> None:
         segment = self._open.get(kind)
-        if segment is None:
-            folder = self.root / kind
-            folder.mkdir(exist_ok=True)
-            path = folder / (self.next_name() + OPEN_SUFFIX)
-            segment = self._open[kind] = _Segment(path, HEADERS[kind], self._monotonic())
+        rows = 0 if segment is None else segment.rows
         try:
+            if segment is None:
+                folder = self.root / kind
+                folder.mkdir(exist_ok=True)
+                path = folder / (self.next_name() + OPEN_SUFFIX)
+                segment = self._open[kind] = _Segment(path, HEADERS[kind], self._monotonic())
             segment.append(lines)
         except OSError:
-            self.dropped[kind] += len(lines)
+            self.dropped[kind] += len(lines) - (0 if segment is None else segment.rows - rows)
             raise
 
     def _rotate(self, kind: str) -> None:
