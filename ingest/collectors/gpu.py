@@ -165,6 +165,8 @@ class Inventory:
                 self._next_devices_s = self._monotonic() + self._devices_s
                 self._look_at_devices()
             self._look_at_jobs()
+            for refusal in self._backend.take_refusals():
+                self._events.record("gpu", "error", detail=refusal)
 
     def _look_at_jobs(self) -> None:
         seen: dict[int, int | None] = {}

@@ -130,7 +130,7 @@ class NvmlBackend:
     ) -> None:
         self._nvml: Any = nvml if nvml is not None else _import_nvml()
         self._calls, self._wall, self._monotonic = calls, wall, monotonic
-        self._refusals: list[str] = []
+        self._refusals: dict[str, None] = {}
         n = self._nvml
         try:
             n.nvmlInit()
@@ -210,8 +210,8 @@ class NvmlBackend:
 
     def take_refusals(self) -> list[str]:
         """Return what NVML refused since the last call, each once."""
-        taken, self._refusals = self._refusals, []
-        return taken
+        taken, self._refusals = self._refusals, {}
+        return list(taken)
 
     def close(self) -> None:
         """Let NVML go."""
@@ -229,7 +229,7 @@ class NvmlBackend:
                 handle = n.nvmlDeviceGetHandleByIndex(index)
                 devices[index] = _Device(index, handle, n.nvmlDeviceGetUUID(handle), set(), {})
             except n.NVMLError as error:
-                self._refusals.append(f"GPU {index} cannot be opened: {error}")
+                self._refusals[f"GPU {index} cannot be opened: {error}"] = None
         if not devices:
             why = "; ".join(self._refusals) or "NVML counts none"
             raise HardwareError(f"no GPU can be read ({why}); collect without GPUs: --gpu-interval 0")
@@ -278,7 +278,7 @@ class NvmlBackend:
             if code in self._never:
                 device.absent.add(name)
             if code not in (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
-                self._refusals.append(f"GPU {device.index}, {name}: {error}")
+                self._refusals[f"GPU {device.index}, {name}: {error}"] = None
             return None
 
 
