@@ -20,7 +20,7 @@ H200: dict[str, Any] = {
     "MemoryInfo": (150754820096, 120259084288, 30495735808),
     "Temperature": 41,
     "ClockInfo": {1: 1980, 2: 3201},
-    "CurrentClocksThrottleReasons": 4,
+    "CurrentClocksEventReasons": 4,
     "EnforcedPowerLimit": 700000,
     "PowerManagementDefaultLimit": 700000,
     "PowerManagementLimitConstraints": (200000, 700000),

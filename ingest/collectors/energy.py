@@ -40,8 +40,8 @@ def energy_twice(
 
     Examples
     --------
-    >>> energy_twice(0, [(0.0, 100.0, 0), (0.5, 100.0, 50_000), (1.0, 100.0, 99_000)]).gap_ratio
-    0.0101010101010101
+    >>> energy_twice(0, [(0.0, 100.0, 0), (0.5, 100.0, 40_000), (1.0, 100.0, 80_000)]).gap_ratio
+    0.25
     """
     counter_j = integral_j = covered_s = 0.0
     before: tuple[float, float, float] | None = None

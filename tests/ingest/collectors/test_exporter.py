@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
 
 import pytest
@@ -108,3 +109,11 @@ def test_an_address_that_is_taken_is_one_clear_error(service):
         serve(service, f"127.0.0.1:{port}"),
     ):
         pass
+
+
+def test_it_ends_at_once_and_leaves_the_address_free(service):
+    with serve(service, "127.0.0.1:0") as port:
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 5
+    with serve(service, f"127.0.0.1:{port}") as again:
+        assert again == port

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 
 import pynvml as nv
 import pytest
@@ -106,7 +107,7 @@ def test_a_lost_gpu_is_an_error_of_its_own_and_comes_back_by_its_uuid(driver, co
 
 
 def test_no_permission_is_told_once_and_gives_none(driver):
-    driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "CurrentClocksThrottleReasons")
+    driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "CurrentClocksEventReasons")
     backend = NvmlBackend()
     assert backend.read(0).throttle_reasons is None
     assert backend.read(0).throttle_reasons is None
@@ -154,3 +155,44 @@ def test_processes_of_a_gpu_are_those_that_compute_on_it(driver):
     backend = NvmlBackend()
     assert backend.process_ids(0) == [4242, 4243]
     assert backend.process_ids(1) == []
+
+
+def test_a_library_without_a_function_gives_none_and_older_names_are_tried(driver, monkeypatch):
+    class Older:
+        """The driver's library, without functions that came later."""
+
+        def __getattr__(self, name):
+            if name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetEnforcedPowerLimit"):
+                raise AttributeError(name)
+            return getattr(driver, name)
+
+    driver.gpus[0]["CurrentClocksThrottleReasons"] = 8
+    monkeypatch.setattr(nv, "nvmlLib", Older())
+    reading = NvmlBackend().read(0)
+    assert (reading.throttle_reasons, reading.power_limit_w, reading.gpu_temp_c) == (8, None, 41)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "value"),
+    [
+        (nv.NVML_VALUE_TYPE_DOUBLE, b"\0\0\0\0\0\0\xf8\x3f", 1.5),
+        (nv.NVML_VALUE_TYPE_UNSIGNED_INT, b"\1\0\0\0\xff\xff\xff\xff", 1),
+        (nv.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, b"\0\0\0\0\1\0\0\0", 2**32),
+        (nv.NVML_VALUE_TYPE_SIGNED_LONG_LONG, b"\xff" * 8, -1),
+        (nv.NVML_VALUE_TYPE_SIGNED_INT, b"\xfe\xff\xff\xff\0\0\0\0", -2),
+        (nv.NVML_VALUE_TYPE_UNSIGNED_SHORT, b"\3\0\xff\xff\xff\xff\xff\xff", 3),
+    ],
+)
+def test_a_field_is_read_by_its_kind_and_pynvml_agrees(driver, kind, raw, value):
+    from ingest.collectors.nvml_calls import FIELD_VALUE, _value
+
+    field = nv.c_nvmlFieldValue_t(fieldId=186, valueType=kind)
+    ctypes.memmove(ctypes.byref(field.value), raw, 8)
+    parts = FIELD_VALUE.unpack(bytes(field))
+    assert (parts[0], parts[4]) == (186, kind)
+    assert (
+        _value(*parts[4:])
+        == value
+        == getattr(field.value, ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")[kind])
+    )
+    assert _value(kind, nv.NVML_ERROR_NOT_SUPPORTED, raw) is None
