@@ -173,7 +173,7 @@ def test_a_labelled_run_has_its_job_label_samples_and_exit_code(tmp_path, record
 
 
 def test_ending_a_labelled_run_ends_the_command_and_says_so(tmp_path, recording):
-    with running([*command(tmp_path, recording, "--label", "x"), "--", "sleep", "600"]) as process:
+    with running([*command(tmp_path, recording, "--label", "x"), "--", "sleep", "30"]) as process:
         wait_for((tmp_path / "labels").exists)
         process.terminate()
         assert process.wait(20) == 128 + signal.SIGTERM
@@ -207,6 +207,16 @@ def test_a_full_disk_does_not_end_the_command_of_a_labelled_run(tmp_path, record
     assert (done.returncode, done.stdout) == (1, "done\n")
     assert "collecting failed" in done.stderr
     assert "no space left" in done.stderr
+
+
+def test_after_a_full_disk_a_signal_still_ends_the_command(tmp_path, recording):
+    words = command(tmp_path, recording, "--gpu-interval", "0.002", "--label", "x")
+    with running(["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *words, "--", "sleep", "30"]) as process:
+        time.sleep(5)
+        process.terminate()
+        _, errors = process.communicate(timeout=40)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "collecting failed" in errors
 
 
 @pytest.mark.system

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.collectors.spool import HEADERS, check_node, default_node, recover, row, write_whole
+from ingest.collectors.spool import HEADERS, Lock, check_node, default_node, recover, row, write_whole
 from ingest.errors import SpoolBusyError, SpoolError
 from tests.clocks import Clocks
 from tests.spools import open_spool, read_rows
@@ -115,6 +115,13 @@ def test_a_second_collector_is_refused_and_told_who_has_the_spool(tmp_path):
     with pytest.raises(SpoolBusyError, match=rf'another collector.*"pid": {os.getpid()}'):
         open_spool(tmp_path)
     spool.close()
+    open_spool(tmp_path).close()
+
+
+def test_a_collector_waits_for_a_follower_that_has_the_lock_for_a_moment(tmp_path):
+    open_spool(tmp_path).close()
+    held = Lock(tmp_path)
+    threading.Timer(0.3, held.release).start()
     open_spool(tmp_path).close()
 
 
