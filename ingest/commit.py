@@ -25,6 +25,7 @@ from ingest.refusals import Refusals, compare, is_refusal
 from ingest.rewrite import RewriteResult, RewriteSpec, rewrite_part
 from ingest.rollup import join_minutes
 from ingest.schemas import TABLES
+from ingest.snapshots import find_lost_jobs, without_known_jobs
 from ingest.sources.supercloud import KINDS, parse_name
 from ingest.staging import conform_pieces, minutes_without
 
@@ -41,8 +42,11 @@ def commit(spec: CommitSpec) -> CommitResult:
     live = live.with_columns((pl.lit(f"{root}/") + pl.col("part")).alias("part"))
     new = [pl.read_parquet(r.pieces) for r in spec.results if r.pieces]
     fresh = pl.concat(new) if new else conform_pieces(live.clear())
-    builder = _Builder(spec, root, paths)
     replaced = {r.name for r in spec.records if r.status == "replaced"}
+    if lost_jobs := find_lost_jobs(spec, live, fresh):
+        return CommitResult(held=lost_jobs)
+    spec, fresh = without_known_jobs(spec, live, fresh)
+    builder = _Builder(spec, root, paths)
     found = _companions(spec.records, inputs, companions(live))
     again, lost = found.again | _waiting(spec.records, fresh, builder.rejected("no_base_sample")), found.lost
     if found.held or again:

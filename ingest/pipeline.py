@@ -156,7 +156,12 @@ class _Run:
         self._tell()
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
-        commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
+        commit = replace(
+            commit,
+            line_shift=_line_shift(results, plan),
+            source_name=PurePosixPath(source).name,
+            force=plan.template.force,
+        )
         while True:
             result = self._one(tasks.commit, commit)
             if result.held:
@@ -287,7 +292,8 @@ def _as_known(record: FileRecord, file: ScanFile, why: str) -> FileRecord:
     stays = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
     stays = replace(stays, rows_in=known.rows_in, rows_unchanged=known.rows_in)
     is_same = record.checksum == known.checksum
-    return stays if is_same else replace(stays, status="refused", reason="companion_missing", detail=why)
+    reason = "shrunken" if record.kind == "sacct" else "companion_missing"
+    return stays if is_same else replace(stays, status="refused", reason=reason, detail=why)
 
 
 def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> list[FileRecord]:

@@ -177,6 +177,7 @@ class CommitSpec:
     records: tuple[FileRecord, ...]
     line_shift: Mapping[str, int] = field(default_factory=dict)
     source_name: str = ""
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

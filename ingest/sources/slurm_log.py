@@ -125,7 +125,7 @@ def finish(
         columns.append(pl.when(readable).then(names).otherwise(pl.col("node_list")).alias("node_list"))
     columns += _gpus(have, {**DEFAULT_TRES_NAMES, **tres_names})
     done = frame.with_columns(columns).drop(list(_OWN_TYPES), strict=False)
-    _check_times(done, counts)
+    check_times(done, counts)
     return done, counts
 
 
@@ -201,7 +201,8 @@ def _gpus(have: set[str], tres_names: Mapping[int, str]) -> list[pl.Expr]:
     return [pl.when(tres.is_not_null()).then(total).alias("gpus"), kind.alias("gpu_type")]
 
 
-def _check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], int]) -> None:
+def check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], int]) -> None:
+    """Count the jobs that end before they start, or start before they were submitted."""
     if {"start_time", "end_time"} <= set(done.columns):
         _count(done, pl.col("end_time") < pl.col("start_time"), "end_before_start", "time_end", counts)
     if {"submit_time", "start_time"} <= set(done.columns):

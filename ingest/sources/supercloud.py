@@ -22,6 +22,7 @@ from ingest.errors import SourceError
 from ingest.reference import workload_classes
 from ingest.schemas import CPU_SUMMARY_COLUMN_MAP, TABLES, TIME
 from ingest.sources import slurm_log
+from ingest.sources.sacct_files import is_accounting
 from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J, US_PER_S
 
 GPU_COLUMN_MAP: Final = {
@@ -363,6 +364,7 @@ KINDS: Final[dict[str, FileKind]] = {
             lambda frame, context: Finished(*slurm_log.finish(frame, context.tres_names)),
             optional=slurm_log.OPTIONAL_COLUMN_MAP,
         ),
+        FileKind("sacct", "jobs", {}, {}, frozenset(), _finish_plain),  # read by `ingest.accounting`
         FileKind(
             "labels",
             "labels",
@@ -438,6 +440,8 @@ def find_root(names: list[str]) -> str:
 
 def _root_of(path: PurePosixPath) -> str | None:
     parts = path.parts
+    if is_accounting(path.name):
+        return "/".join(parts[: -2 if parts[-2:-1] == ("jobs",) else -1])
     for i, part in enumerate(parts[:-1]):
         if part in _FOLDERS and path.name.split(".csv")[0] != path.name:
             return "/".join(parts[:i])
@@ -454,6 +458,8 @@ def classify(name: str) -> str:
     ['gpu', 'cpu_summary', 'unknown', 'other']
     """
     folder, _, file = name.rpartition("/")
+    if folder in ("", "jobs") and is_accounting(file):
+        return "sacct"
     if file in _DERIVED or not file.endswith((".csv", ".txt")):
         return "other"
     otherwise = "unknown" if file.endswith(".csv") else "other"
@@ -466,6 +472,8 @@ def classify(name: str) -> str:
 def layout_of(names: list[str]) -> str:
     """Return which layout the names are of; it is also the name of the cluster where none is given."""
     top = {name.split("/")[0] for name in names}
+    if all(classify(name) in ("sacct", "other") for name in names):
+        return "slurm"
     if top & _HPCA_FILES:
         return "supercloud-hpca22"
     return "recording" if top & _RECORDING_FILES or "gpu_extended" in top else "supercloud"

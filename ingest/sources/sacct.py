@@ -1,0 +1,377 @@
+"""``sacct -P`` as text: one job an allocation, whatever columns it was asked for. Pure, and light.
+
+``sacct`` escapes nothing: a bar or a line break inside a job's name looks like the next column or the next row. So
+columns that can hold anything (`FREE_TEXT`) are found by what the others may hold: cells left of them count from the
+left, cells right of them from the right, and a row goes on until the next line that begins as a row must. What fits in
+two ways is not taken.
+
+References
+----------
+SchedMD, slurm: sacct(1); src/sacct/print.c.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Final
+
+from ingest.sources import sacct_values as values
+
+Row = dict[str, Any]
+"""A row of ``jobs`` by column; times as seconds since 1970, under ``submit_epoch_s`` and the like."""
+
+FREE_TEXT: Final = frozenset(
+    (
+        *("jobname", "comment", "admincomment", "systemcomment", "workdir", "submitline", "constraints", "extra"),
+        *("stdin", "stdout", "stderr", "reason", "container", "licenses", "wckey", "reservation", "qosreq"),
+    )
+)
+"""Columns, folded, in which users or administrators may have written a bar or a line break."""
+
+_MAX_WAYS: Final = 1000
+_NOT_OF_A_JOB: Final = "job_step"
+
+
+@dataclass(slots=True)
+class Parsed:
+    """Rows of jobs with the number of their line (or place); rejected ones with reason, detail, raw; counts of what
+    was seen, by job, reason and detail."""
+
+    rows: list[tuple[int, str, Row]] = field(default_factory=list)
+    rejected: list[tuple[int, str, str, str]] = field(default_factory=list)
+    counts: Counter[tuple[int | None, str, str]] = field(default_factory=Counter)
+
+    def clear(self) -> None:
+        """Forget the rows and what was rejected, so that the next ones have their room."""
+        self.rows, self.rejected, self.counts = [], [], Counter()
+
+
+class MissingKeyError(ValueError):
+    """A row does not say which job it is of."""
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+_RAW_ID = re.compile(r"^(\d+)(?:\+\d+)?(\.[^|\s]+)?$")
+_JOB_ID = re.compile(r"^(\d+)(?:_(?:(\d+)|\[([^\]|]*)\]))?(?:\+(\d+))?(\.[^|\s]+)?$")
+
+
+def _put_raw_id(row: Row, text: str) -> None:
+    match = _RAW_ID.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no job id")
+    row["job_id"] = int(match[1])
+    if match[2]:
+        row["step"] = match[2]
+
+
+def _put_job_id(row: Row, text: str) -> None:
+    match = _JOB_ID.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no job id")
+    head, task, waiting, component, step = match.groups()
+    if task is None and component is None:
+        row.setdefault("job_id", int(head))
+    if task is not None or waiting is not None:
+        row["array_job_id"] = int(head)
+    if task is not None:
+        row["array_task_id"] = int(task)
+    if waiting is not None:
+        tasks, _, most = waiting.partition("%")
+        row["array_tasks_pending"] = values.count_tasks(tasks) if "..." not in tasks else None
+        row["array_max_tasks"] = int(most) if most else None
+    if step:
+        row["step"] = step
+
+
+def _put_time(column: str) -> Callable[[Row, str], None]:
+    def put(row: Row, text: str) -> None:
+        row[column], is_local = values.epoch_s(text)
+        if is_local:
+            row.setdefault("local_times", []).append(column.removesuffix("_epoch_s"))
+
+    return put
+
+
+def _put(column: str, read: Callable[[str], Any]) -> Callable[[Row, str], None]:
+    def put(row: Row, text: str) -> None:
+        row[column] = read(text)
+
+    return put
+
+
+def _put_state(row: Row, text: str) -> None:
+    found, flags, killer = values.state([text]) if not values.is_missing(text) else (None, 0, "")
+    row |= {"state": found, "state_flags": flags, "kill_user": values.user_id(killer)}
+
+
+def _put_memory(row: Row, text: str) -> None:
+    row["mem_mib"], row["mem_per_cpu"] = values.memory_mib(text)
+
+
+def _word(text: str) -> str | None:
+    return None if values.is_missing(text) else text
+
+
+def _put_user(row: Row, text: str) -> None:
+    row["user"] = _word(text) or row.get("user")
+
+
+def _put_uid(row: Row, text: str) -> None:
+    number = values.whole(text)
+    row["user"] = row.get("user") or (None if number is None else str(number))
+
+
+def _flags(text: str) -> int | None:
+    return values.job_flags(text.split(","))
+
+
+COLUMNS: Final[dict[str, Callable[[Row, str], None]]] = {
+    "jobidraw": _put_raw_id,
+    "jobid": _put_job_id,
+    "cluster": _put("cluster", _word),
+    "user": _put_user,
+    "uid": _put_uid,
+    "partition": _put("partition", _word),
+    "state": _put_state,
+    "exitcode": _put("exit_code", values.wait_status),
+    "derivedexitcode": _put("derived_exit_code", values.wait_status),
+    "submit": _put_time("submit_epoch_s"),
+    "eligible": _put_time("eligible_epoch_s"),
+    "start": _put_time("start_epoch_s"),
+    "end": _put_time("end_epoch_s"),
+    "suspended": _put("suspended_s", values.duration_s),
+    "timelimitraw": _put("time_limit_s", values.limit_s),
+    "timelimit": _put("time_limit_s", values.duration_s),
+    "allocnodes": _put("nodes", values.whole),
+    "nnodes": _put("nodes", values.whole),
+    "nodelist": _put("node_list", values.node_names),
+    "reqcpus": _put("cpus", values.whole),
+    "ncpus": _put("cpus", values.whole),
+    "alloccpus": _put("cpus", values.whole),
+    "reqmem": _put_memory,
+    "priority": _put("priority", values.whole),
+    "flags": _put("flags", _flags),
+    "reqtres": _put("tres_req", values.tres),
+    "alloctres": _put("tres_alloc", values.tres),
+    "restarts": _put("restarts", values.whole),
+    "constraints": _put("constraints", _word),
+}
+"""sacct's column, folded, to what its cell tells of a job."""
+
+_WEAKER: Final = {
+    "timelimit": "timelimitraw",
+    "nnodes": "allocnodes",
+    "ncpus": "reqcpus",
+    "alloccpus": "reqcpus",
+}
+"""Columns that are not read where a better one of the same meaning is there."""
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The header of a text: its columns folded, the separator, and which of them can hold anything."""
+
+    names: tuple[str, ...]
+    separator: str
+    free: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of cells of a row."""
+        return len(self.names)
+
+
+def parse_header(line: str) -> Table:
+    """Return the columns of a text.
+
+    Raises
+    ------
+    ValueError
+        If no job id is among them, or a name comes twice.
+
+    >>> parse_header("JobIDRaw|State|JobName").free
+    (2,)
+    """
+    found = re.match(r"^\s*[A-Za-z]+([^A-Za-z0-9 ])", line)
+    separator = found[1] if found else "|"
+    names = tuple(name.strip().lower() for name in line.split(separator))
+    if not {"jobid", "jobidraw"} & set(names):
+        raise ValueError("JobIDRaw")
+    twice = [name for name, n in Counter(names).items() if n > 1 and name in COLUMNS]
+    if twice:
+        raise ValueError(f"{twice[0]} twice")
+    return Table(names, separator, tuple(i for i, name in enumerate(names) if name in FREE_TEXT))
+
+
+def unknown_columns(table: Table) -> list[str]:
+    """Return the columns that the lake does not keep."""
+    return [name for name in table.names if name and name not in COLUMNS]
+
+
+def split_rows(table: Table, lines: Iterable[str], first_line: int) -> Iterator[tuple[int, str]]:
+    """Yield the number of the first line and the text of each row; lines that go on from the row before are in it."""
+    begin, held = first_line, list[str]()
+    for number, line in enumerate(lines, first_line):
+        if held and _goes_on(table, line):
+            held.append(line)
+            continue
+        if held:
+            yield begin, "\n".join(held)
+        begin, held = number, [line] if line.strip() else []
+    if held:
+        yield begin, "\n".join(held).rstrip("\n")
+
+
+def _goes_on(table: Table, line: str) -> bool:
+    """Return whether a line belongs to the row before it: it begins as no row does, and is none of sacct's errors."""
+    if not table.free or table.free[0] == 0 or line.startswith(("sacct: ", "slurm_")):
+        return False
+    cells = line.split(table.separator)
+    if len(cells) >= table.width:  # a whole row, sound or not
+        return False
+    if len(cells) == 1:
+        return True
+    try:
+        _read(table, dict(enumerate(cells[: min(table.free[0], len(cells) - 1)])))
+    except ValueError:
+        return True
+    return False
+
+
+def parse_row(table: Table, text: str) -> Row:
+    """Return one row.
+
+    Raises
+    ------
+    ValueError
+        With the detail; ``too_few_fields`` and ``too_many_fields`` begin the message of a wrong number of cells.
+    """
+    cells = text.split(table.separator)
+    extra = len(cells) - table.width
+    if extra < 0:
+        raise ValueError(f"too_few_fields {len(cells)} of {table.width}")
+    if extra == 0 or not table.free:
+        if extra:
+            raise ValueError(f"too_many_fields {len(cells)} of {table.width}")
+        return _read(table, dict(enumerate(cells)))
+    found: list[Row] = []
+    for sizes in _ways(len(table.free), extra):
+        try:
+            row = _read(table, _join(table, cells, sizes))
+        except ValueError:
+            continue
+        if row not in found:
+            found.append(row)
+    if len(found) != 1:
+        raise ValueError(f"too_many_fields {len(cells)} of {table.width}, which fit in {len(found)} ways")
+    return found[0]
+
+
+def _ways(free: int, extra: int) -> Iterator[tuple[int, ...]]:
+    """Yield how many of the extra separators may lie in each of the columns that can hold anything."""
+    for n, bars in enumerate(combinations(range(extra + free - 1), free - 1)):
+        if n >= _MAX_WAYS:
+            return
+        edges = (-1, *bars, extra + free - 1)
+        yield tuple(b - a - 1 for a, b in zip(edges, edges[1:], strict=False))
+
+
+def _join(table: Table, cells: Sequence[str], sizes: Sequence[int]) -> dict[int, str]:
+    joined: dict[int, str] = {}
+    at = 0
+    extra = dict(zip(table.free, sizes, strict=True))
+    for i in range(table.width):
+        n = 1 + extra.get(i, 0)
+        joined[i] = table.separator.join(cells[at : at + n])
+        at += n
+    return joined
+
+
+def _read(table: Table, cells: dict[int, str]) -> Row:
+    row: Row = {}
+    for i, text in cells.items():
+        name = table.names[i]
+        if i not in table.free and "\n" in text:
+            raise ValueError(f"a line break in {name}")
+        put = COLUMNS.get(name)
+        if put is None or _WEAKER.get(name) in table.names:
+            continue
+        try:
+            put(row, text.strip())
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{name} {error}") from error
+    return row
+
+
+def parse_rows(table: Table, rows: Iterable[tuple[int, str]], parsed: Parsed) -> None:
+    """Add rows of text to what is parsed; steps are counted and left out."""
+    for number, text in rows:
+        if _is_header(table, text):
+            continue
+        try:
+            row = finish(parse_row(table, text))
+        except MissingKeyError as error:
+            parsed.rejected.append((number, "missing_key", str(error), text))
+        except ValueError as error:
+            reason, _, detail = str(error).partition(" ")
+            if reason not in ("too_few_fields", "too_many_fields"):
+                reason, detail = "wrong_type", str(error)
+            parsed.rejected.append((number, reason, detail, text))
+        else:
+            take(parsed, number, text, row)
+
+
+def take(parsed: Parsed, number: int, raw: str, row: Row) -> None:
+    """Add one row with what is to be counted about it."""
+    if row.pop("step", None):
+        parsed.counts[None, _NOT_OF_A_JOB, ""] += 1
+        return
+    for column in row.pop("local_times", ()):
+        parsed.counts[row["job_id"], "time_zone_unknown", column] += 1
+    parsed.rows.append((number, raw, row))
+
+
+def _is_header(table: Table, text: str) -> bool:
+    return tuple(name.strip().lower() for name in text.split(table.separator)) == table.names
+
+
+def finish(row: Row) -> Row:
+    """Return a row with its resources as text, and what follows from them.
+
+    Raises
+    ------
+    MissingKeyError
+        If the row is of a job whose id it does not tell.
+    """
+    if "job_id" not in row and "step" not in row:
+        raise MissingKeyError("JobIDRaw: JobID alone does not tell the id of an array's task")
+    allocated, requested = row.get("tres_alloc") or {}, row.get("tres_req") or {}
+    if "tres_alloc" in row or "tres_req" in row:
+        row["gpus"], row["gpu_type"] = values.gpus(allocated or requested) if allocated or requested else (None, None)
+    if "mem" in requested:
+        row["mem_mib"], row["mem_per_cpu"] = requested["mem"], False
+    for name in ("tres_alloc", "tres_req"):
+        if name in row:
+            row[name] = values.tres_text(row[name])
+    return row
+
+
+def parse_text(text: str) -> Parsed:
+    """Return what a whole text says; see `parse_header` for what it raises.
+
+    >>> [row["state"] for _, _, row in parse_text("JobIDRaw|State|JobName\\n7|FAILED|a|b\\nc\\n").rows]
+    ['FAILED']
+    """
+    lines = text.split("\n")
+    table = parse_header(lines[0])
+    parsed = Parsed()
+    parse_rows(table, split_rows(table, lines[1:], 2), parsed)
+    return parsed
