@@ -43,7 +43,7 @@ def take_accounting(file: ScanFile, source: Source, staging: Staging) -> FileRec
     if source.ended and (same := _unchanged(file, source)) is not None:
         return same
     line, newline, _ = head.removeprefix(BOM).partition(b"\n")
-    if not newline or source.problem and source.problem[0] == "too_large":
+    if not newline or (source.problem and source.problem[0] == "too_large"):
         return refusal(file.name, file.kind, *(source.problem or ("empty_file", "no header")), 0)
     try:
         table = sacct.parse_header(_decode(line))

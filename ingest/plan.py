@@ -267,7 +267,9 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
 def _can_share(file: ScanFile) -> bool:
     """Return whether several tasks can read one file: large, its bytes addressable, its rows independent."""
     member = file.member
-    return file.kind not in ("jobs", "sacct") and not member.codec and member.size > 2 * BLOCK_BYTES and not is_url(member.location)
+    if file.kind in ("jobs", "sacct") or member.codec:
+        return False
+    return member.size > 2 * BLOCK_BYTES and not is_url(member.location)
 
 
 def cut_shares(file: ScanFile) -> list[ScanFile]:

@@ -118,6 +118,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         DEFECT,
         "a local time without its offset, stored as null; export with SLURM_TIME_FORMAT=%s",
     ),
+    "cell_ambiguous": (DEFECT, "bars in several columns of sacct's text, which fit in several ways; stored as null"),
     "exit_code_unknown": (NOTICE, "a failed job with exit code 0 in an old sacct --json, which tells no other"),
     "requeued": (NOTICE, "the job has several rows in the log; kept as attempts"),
     "mem_unit_unknown": (DEFECT, "MemoryFreeInactiveKB is neither GB nor KiB by its size; stored as null"),

@@ -46,9 +46,7 @@ def _keys(pieces: pl.DataFrame, inputs: Iterable[str] | None = None) -> pl.DataF
     return pl.concat(frames)
 
 
-def without_known_jobs(
-    spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame
-) -> tuple[CommitSpec, pl.DataFrame]:
+def without_known_jobs(spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame) -> tuple[CommitSpec, pl.DataFrame]:
     """Return what was staged without the rows of accounting files whose job another file has; they are quarantined."""
     accounting = {r.name for r in spec.records if r.kind == "sacct" and r.is_taken}
     if not accounting:
@@ -67,9 +65,7 @@ def without_known_jobs(
     results = [_without(result, repeated, spec.staging, i) for i, result in enumerate(spec.results)]
     lost: Mapping[str, int] = dict(repeated.group_by("input").len().iter_rows())
     records = tuple(
-        replace(
-            r, rows_out=r.rows_out - lost.get(r.name, 0), rows_quarantined=r.rows_quarantined + lost.get(r.name, 0)
-        )
+        replace(r, rows_out=r.rows_out - lost.get(r.name, 0), rows_quarantined=r.rows_quarantined + lost.get(r.name, 0))
         for r in spec.records
     )
     new = [pl.read_parquet(r.pieces) for r in results if r.pieces]

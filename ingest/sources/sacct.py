@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, Final
 
 from ingest.sources import sacct_values as values
@@ -220,7 +220,7 @@ def split_rows(table: Table, lines: Iterable[str], first_line: int) -> Iterator[
     """Yield the number of the first line and the text of each row; lines that go on from the row before are in it."""
     begin, held = first_line, list[str]()
     for number, line in enumerate(lines, first_line):
-        if held and _goes_on(table, line):
+        if held and _goes_on(table, held, line):
             held.append(line)
             continue
         if held:
@@ -230,10 +230,12 @@ def split_rows(table: Table, lines: Iterable[str], first_line: int) -> Iterator[
         yield begin, "\n".join(held).rstrip("\n")
 
 
-def _goes_on(table: Table, line: str) -> bool:
-    """Return whether a line belongs to the row before it: it begins as no row does, and is none of sacct's errors."""
+def _goes_on(table: Table, held: list[str], line: str) -> bool:
+    """Return whether a line belongs to the row before it: that one lacks cells, or the line begins as no row does."""
     if not table.free or table.free[0] == 0 or line.startswith(("sacct: ", "slurm_")):
         return False
+    if sum(each.count(table.separator) for each in held) < table.width - 1:
+        return True
     cells = line.split(table.separator)
     if len(cells) >= table.width:  # a whole row, sound or not
         return False
@@ -261,7 +263,9 @@ def parse_row(table: Table, text: str) -> Row:
     if extra == 0 or not table.free:
         if extra:
             raise ValueError(f"too_many_fields {len(cells)} of {table.width}")
-        return _read(table, dict(enumerate(cells)))
+        row = _read(table, dict(enumerate(cells)))
+        _refuse_hidden_row(table, text)
+        return row
     found: list[Row] = []
     for sizes in _ways(len(table.free), extra):
         try:
@@ -270,9 +274,29 @@ def parse_row(table: Table, text: str) -> Row:
             continue
         if row not in found:
             found.append(row)
-    if len(found) != 1:
+    if len({_but_constraints(row) for row in found}) != 1:
         raise ValueError(f"too_many_fields {len(cells)} of {table.width}, which fit in {len(found)} ways")
+    _refuse_hidden_row(table, text)
+    if len(found) > 1:
+        found[0] |= {"constraints": None, "ambiguous": "constraints"}
     return found[0]
+
+
+def _but_constraints(row: Row) -> str:
+    """Return all that a row says but the one of its texts that is kept."""
+    return repr(sorted((name, value) for name, value in row.items() if name != "constraints"))
+
+
+def _refuse_hidden_row(table: Table, text: str) -> None:
+    """Refuse a row of lines some of which are a row as well: a name that plays a job, or a damaged file."""
+    _, newline, rest = text.partition("\n")
+    while newline:
+        try:
+            parse_row(table, rest)
+        except ValueError:
+            _, newline, rest = rest.partition("\n")
+        else:
+            raise ValueError(f"too_many_fields a row of several lines, of which {rest[:40]!r} is one too")
 
 
 def _ways(free: int, extra: int) -> Iterator[tuple[int, ...]]:
@@ -281,7 +305,7 @@ def _ways(free: int, extra: int) -> Iterator[tuple[int, ...]]:
         if n >= _MAX_WAYS:
             return
         edges = (-1, *bars, extra + free - 1)
-        yield tuple(b - a - 1 for a, b in zip(edges, edges[1:], strict=False))
+        yield tuple(b - a - 1 for a, b in pairwise(edges))
 
 
 def _join(table: Table, cells: Sequence[str], sizes: Sequence[int]) -> dict[int, str]:
@@ -336,6 +360,8 @@ def take(parsed: Parsed, number: int, raw: str, row: Row) -> None:
         return
     for column in row.pop("local_times", ()):
         parsed.counts[row["job_id"], "time_zone_unknown", column] += 1
+    if column := row.pop("ambiguous", ""):
+        parsed.counts[row["job_id"], "cell_ambiguous", column] += 1
     parsed.rows.append((number, raw, row))
 
 

@@ -137,14 +137,16 @@ def _epoch_s(value: Any) -> int | None:
 
 
 def _memory(required: dict[str, Any]) -> Row:
-    """Return what was asked for: per CPU or per node where that is told apart (the bit of the raw number is decoded)."""
+    """Return what was asked for, per CPU or per node; of the raw number of old versions the top bit says which."""
     per_cpu, per_node = values.number(required.get("memory_per_cpu")), values.number(required.get("memory_per_node"))
     if per_cpu is not None:
         return {"mem_mib": per_cpu, "mem_per_cpu": True}
     if per_node is not None:
         return {"mem_mib": per_node, "mem_per_cpu": False}
     raw = values.number(required.get("memory"))
-    return {"mem_mib": None if raw is None else raw & ~(1 << 63), "mem_per_cpu": None if raw is None else raw >> 63 == 1}
+    if raw is None:
+        return {"mem_mib": None, "mem_per_cpu": None}
+    return {"mem_mib": raw & ~(1 << 63), "mem_per_cpu": raw >> 63 == 1}
 
 
 def _wait_status(value: Any) -> int | None:

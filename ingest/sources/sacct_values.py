@@ -46,7 +46,7 @@ STATE_FLAGS: Final[Mapping[str, int]] = {
     "SIGNALING": 1 << 22,
     "STAGE_OUT": 1 << 23,
 }
-"""slurm.h: what may come with, or stand for, a state. A word of these alone is a flag on PENDING, as Slurm stores it."""
+"""slurm.h: what may come with, or stand for, a state. Alone it is a flag on PENDING, as Slurm stores it."""
 
 _JOB_FLAGS: Final[Mapping[str, int]] = {
     "notset": 1,

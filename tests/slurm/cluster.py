@@ -124,7 +124,13 @@ class SlurmCluster:
     def run(self, *command: str, limit_s: float = 20.0, **env: str) -> str:
         """Return what a command of Slurm prints; its failure is an error with what it said."""
         ended = subprocess.run(
-            command, env={**self.env, **env}, cwd=self.root, capture_output=True, text=True, timeout=limit_s, check=False
+            command,
+            env={**self.env, **env},
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
         )
         if ended.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr.strip()}")
@@ -134,6 +140,11 @@ class SlurmCluster:
         """Return the id of a batch job of one line of shell."""
         said = self.run("sbatch", "--parsable", "--output=/dev/null", *options, f"--wrap={script}")
         return int(said.strip().partition(";")[0])
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of its daemons."""
+        return [process.pid for _, process in self._daemons]
 
     def state(self, job: str) -> str:
         """Return what the controller says of a job's state ('' where it has forgotten it)."""
