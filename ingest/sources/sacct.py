@@ -234,18 +234,21 @@ def _goes_on(table: Table, held: list[str], line: str) -> bool:
     """Return whether a line belongs to the row before it: that one lacks cells, or the line begins as no row does."""
     if not table.free or table.free[0] == 0 or line.startswith(("sacct: ", "slurm_")):
         return False
-    if sum(each.count(table.separator) for each in held) < table.width - 1:
-        return True
-    cells = line.split(table.separator)
-    if len(cells) >= table.width:  # a whole row, sound or not
+    have = 1 + sum(each.count(table.separator) for each in held)
+    if have <= table.free[0]:  # it ends before any text in which a line can break
         return False
-    if len(cells) == 1:
-        return True
+    return have < table.width or not _begins(table, line.split(table.separator))
+
+
+def _begins(table: Table, cells: list[str]) -> bool:
+    """Return whether a row begins with these cells, or all of one is there, sound or not."""
+    if len(cells) == 1 or len(cells) >= table.width:
+        return len(cells) > 1
     try:
         _read(table, dict(enumerate(cells[: min(table.free[0], len(cells) - 1)])))
     except ValueError:
-        return True
-    return False
+        return False
+    return True
 
 
 def parse_row(table: Table, text: str) -> Row:

@@ -296,11 +296,13 @@ def _expand(part: str) -> list[str]:
 
 
 def count_tasks(text: str) -> int:
-    """Return how many tasks a list such as ``0-4,7,10-20:5`` has.
+    """Return how many tasks a list such as ``0-4,7,10-20:5`` has, or the bit mask that Slurm 22.05 puts into JSON.
 
-    >>> count_tasks("0-4,7,10-20:5")
-    9
+    >>> count_tasks("0-4,7,10-20:5"), count_tasks("0x3E")
+    (9, 5)
     """
+    if text.startswith("0x"):
+        return int(text, 16).bit_count()
     total = 0
     for piece in text.split(","):
         match = re.match(r"^(\d+)(?:-(\d+)(?::(\d+))?)?$", piece)
