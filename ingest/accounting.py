@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 import polars as pl
@@ -11,12 +12,13 @@ import polars as pl
 from ingest import batches
 from ingest.checksum import join_blocks
 from ingest.errors import SourceError
-from ingest.reading import PIECE_BYTES, Source
+from ingest.reading import PIECE_BYTES, Source, cut_pieces
 from ingest.records import FileRecord, ScanFile, refusal
 from ingest.schemas import JOBS, TIME
 from ingest.sources import sacct, slurm_log
 from ingest.sources.delimited import BOM, iter_chunks
-from ingest.sources.sacct import Parsed, Row, Table
+from ingest.sources.sacct import Parsed, Table
+from ingest.sources.sacct_columns import Row
 from ingest.sources.sacct_json import parse_json
 from ingest.staging import Staging
 from ingest.units import US_PER_S
@@ -24,7 +26,7 @@ from ingest.units import US_PER_S
 MAX_JSON_BYTES: Final = 256 * 1024**2
 """An answer in JSON has one end and is parsed whole; text has no such limit."""
 
-_HEAD_BYTES: Final = 32 * 1024**2
+_HEAD_BYTES: Final = 16 * 1024**2
 _TIMES: Final = ("submit", "eligible", "start", "end")
 _TYPES: Final[dict[str, pl.DataType]] = {
     **{name: dtype for name, dtype in JOBS.columns.items() if not name.endswith("_time")},
@@ -52,7 +54,10 @@ def take_accounting(file: ScanFile, source: Source, staging: Staging) -> FileRec
     mark = staging.mark()
     taker = _Taker(file, staging)
     begin = len(head) - len(head.removeprefix(BOM)) + len(line) + 1
-    for parsed in _parse_pieces(table, iter_chunks(source, PIECE_BYTES, head[begin:])):
+    end = head.rfind(b"\n") + 1
+    chunks = chain(cut_pieces(head[begin:end], PIECE_BYTES), iter_chunks(source, PIECE_BYTES, head[end:]))
+    del head
+    for parsed in _parse_pieces(table, chunks):
         taker.take(parsed)
     if (same := _unchanged(file, source)) is not None:
         staging.rollback(mark, file.name)

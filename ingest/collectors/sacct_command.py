@@ -12,6 +12,7 @@ from typing import Final
 
 from ingest.errors import SourceError
 from ingest.sources import sacct, sacct_values
+from ingest.sources.sacct_columns import Row
 from ingest.sources.sacct_files import FORMAT
 from ingest.sources.sacct_json import parse_json
 from ingest.units import S_PER_MINUTE
@@ -44,6 +45,7 @@ class Sacct:
         self._command = tuple(command)
         self._timeout_s = timeout_s
         self._columns: tuple[str, ...] = ()
+        self._sound: set[int] = set()
 
     def ask(self, since_epoch_s: float, job_ids: Sequence[int] = ()) -> Answer:
         """Return all attempts of the jobs that were active since then, or of the given ones at any time.
@@ -82,10 +84,14 @@ class Sacct:
             raise SourceError(f"sacct's header is {header[:80]!r}, not the columns that were asked for")
         if body and not body.endswith("\n"):
             raise SourceError("sacct's answer ends in the middle of a line")
-        table = sacct.parse_header(header)
+        lines = body.split("\n")[:-1]
+        new = [(number, line) for number, line in enumerate(lines, 2) if hash(line) not in self._sound]
         parsed = sacct.Parsed()
-        sacct.parse_rows(table, enumerate(body.split("\n")[:-1], 2), parsed)
-        rows = tuple(dict(zip(columns, raw.split("|", len(columns) - 1), strict=True)) for _, raw, _ in parsed.rows)
+        sacct.parse_rows(sacct.parse_header(header), new, parsed)
+        bad = {number for number, *_ in parsed.rejected}
+        good = [line for number, line in enumerate(lines, 2) if number not in bad]
+        self._sound = {hash(line) for line in good}
+        rows = tuple(dict(zip(columns, line.split("|", len(columns) - 1), strict=True)) for line in good)
         doubts = []
         if parsed.rejected:
             _, reason, detail, raw = parsed.rejected[0]
@@ -166,7 +172,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
                 pipe.close()
 
 
-def text_cells(row: sacct.Row) -> Cells:
+def text_cells(row: Row) -> Cells:
     """Return a row that came as JSON in the cells of `FORMAT`, so that all snapshots are of one form."""
 
     def cell(name: str) -> str:

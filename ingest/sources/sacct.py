@@ -17,20 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
-from typing import Any, Final
+from typing import Final
 
-from ingest.sources import sacct_values as values
-
-Row = dict[str, Any]
-"""A row of ``jobs`` by column; times as seconds since 1970, under ``submit_epoch_s`` and the like."""
-
-FREE_TEXT: Final = frozenset(
-    (
-        *("jobname", "comment", "admincomment", "systemcomment", "workdir", "submitline", "constraints", "extra"),
-        *("stdin", "stdout", "stderr", "reason", "container", "licenses", "wckey", "reservation", "qosreq"),
-    )
-)
-"""Columns, folded, in which users or administrators may have written a bar or a line break."""
+from ingest.sources.sacct_columns import COLUMNS, FREE_TEXT, WEAKER, MissingKeyError, Row, finish
 
 _MAX_WAYS: Final = 1000
 _NOT_OF_A_JOB: Final = "job_step"
@@ -50,128 +39,6 @@ class Parsed:
         self.rows, self.rejected, self.counts = [], [], Counter()
 
 
-class MissingKeyError(ValueError):
-    """A row does not say which job it is of."""
-
-
-# -- cells -------------------------------------------------------------------------------------------------------------
-
-_RAW_ID = re.compile(r"^(\d+)(?:\+\d+)?(\.[^|\s]+)?$")
-_JOB_ID = re.compile(r"^(\d+)(?:_(?:(\d+)|\[([^\]|]*)\]))?(?:\+(\d+))?(\.[^|\s]+)?$")
-
-
-def _put_raw_id(row: Row, text: str) -> None:
-    match = _RAW_ID.match(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no job id")
-    row["job_id"] = int(match[1])
-    if match[2]:
-        row["step"] = match[2]
-
-
-def _put_job_id(row: Row, text: str) -> None:
-    match = _JOB_ID.match(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no job id")
-    head, task, waiting, component, step = match.groups()
-    if task is None and component is None:
-        row.setdefault("job_id", int(head))
-    if task is not None or waiting is not None:
-        row["array_job_id"] = int(head)
-    if task is not None:
-        row["array_task_id"] = int(task)
-    if waiting is not None:
-        tasks, _, most = waiting.partition("%")
-        row["array_tasks_pending"] = values.count_tasks(tasks) if "..." not in tasks else None
-        row["array_max_tasks"] = int(most) if most else None
-    if step:
-        row["step"] = step
-
-
-def _put_time(column: str) -> Callable[[Row, str], None]:
-    def put(row: Row, text: str) -> None:
-        row[column], is_local = values.epoch_s(text)
-        if is_local:
-            row.setdefault("local_times", []).append(column.removesuffix("_epoch_s"))
-
-    return put
-
-
-def _put(column: str, read: Callable[[str], Any]) -> Callable[[Row, str], None]:
-    def put(row: Row, text: str) -> None:
-        row[column] = read(text)
-
-    return put
-
-
-def _put_state(row: Row, text: str) -> None:
-    found, flags, killer = values.state([text]) if not values.is_missing(text) else (None, 0, "")
-    row |= {"state": found, "state_flags": flags, "kill_user": values.user_id(killer)}
-
-
-def _put_memory(row: Row, text: str) -> None:
-    row["mem_mib"], row["mem_per_cpu"] = values.memory_mib(text)
-
-
-def _word(text: str) -> str | None:
-    return None if values.is_missing(text) else text
-
-
-def _put_user(row: Row, text: str) -> None:
-    row["user"] = _word(text) or row.get("user")
-
-
-def _put_uid(row: Row, text: str) -> None:
-    number = values.whole(text)
-    row["user"] = row.get("user") or (None if number is None else str(number))
-
-
-def _flags(text: str) -> int | None:
-    return values.job_flags(text.split(","))
-
-
-COLUMNS: Final[dict[str, Callable[[Row, str], None]]] = {
-    "jobidraw": _put_raw_id,
-    "jobid": _put_job_id,
-    "cluster": _put("cluster", _word),
-    "user": _put_user,
-    "uid": _put_uid,
-    "partition": _put("partition", _word),
-    "state": _put_state,
-    "exitcode": _put("exit_code", values.wait_status),
-    "derivedexitcode": _put("derived_exit_code", values.wait_status),
-    "submit": _put_time("submit_epoch_s"),
-    "eligible": _put_time("eligible_epoch_s"),
-    "start": _put_time("start_epoch_s"),
-    "end": _put_time("end_epoch_s"),
-    "suspended": _put("suspended_s", values.duration_s),
-    "timelimitraw": _put("time_limit_s", values.limit_s),
-    "timelimit": _put("time_limit_s", values.duration_s),
-    "allocnodes": _put("nodes", values.whole),
-    "nnodes": _put("nodes", values.whole),
-    "nodelist": _put("node_list", values.node_names),
-    "reqcpus": _put("cpus", values.whole),
-    "ncpus": _put("cpus", values.whole),
-    "alloccpus": _put("cpus", values.whole),
-    "reqmem": _put_memory,
-    "priority": _put("priority", values.whole),
-    "flags": _put("flags", _flags),
-    "reqtres": _put("tres_req", values.tres),
-    "alloctres": _put("tres_alloc", values.tres),
-    "restarts": _put("restarts", values.whole),
-    "constraints": _put("constraints", _word),
-}
-"""sacct's column, folded, to what its cell tells of a job."""
-
-_WEAKER: Final = {
-    "timelimit": "timelimitraw",
-    "nnodes": "allocnodes",
-    "ncpus": "reqcpus",
-    "alloccpus": "reqcpus",
-}
-"""Columns that are not read where a better one of the same meaning is there."""
-
-
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +49,7 @@ class Table:
     names: tuple[str, ...]
     separator: str
     free: tuple[int, ...]
+    readers: tuple[tuple[int, Callable[[Row, str], None]], ...]
 
     @property
     def width(self) -> int:
@@ -208,7 +76,8 @@ def parse_header(line: str) -> Table:
     twice = [name for name, n in Counter(names).items() if n > 1 and name in COLUMNS]
     if twice:
         raise ValueError(f"{twice[0]} twice")
-    return Table(names, separator, tuple(i for i, name in enumerate(names) if name in FREE_TEXT))
+    readers = [(i, COLUMNS[name]) for i, name in enumerate(names) if name in COLUMNS and WEAKER.get(name) not in names]
+    return Table(names, separator, tuple(i for i, name in enumerate(names) if name in FREE_TEXT), tuple(readers))
 
 
 def unknown_columns(table: Table) -> list[str]:
@@ -245,7 +114,7 @@ def _begins(table: Table, cells: list[str]) -> bool:
     if len(cells) == 1 or len(cells) >= table.width:
         return len(cells) > 1
     try:
-        _read(table, dict(enumerate(cells[: min(table.free[0], len(cells) - 1)])))
+        _read(table, cells[: min(table.free[0], len(cells) - 1)])
     except ValueError:
         return False
     return True
@@ -266,7 +135,7 @@ def parse_row(table: Table, text: str) -> Row:
     if extra == 0 or not table.free:
         if extra:
             raise ValueError(f"too_many_fields {len(cells)} of {table.width}")
-        row = _read(table, dict(enumerate(cells)))
+        row = _read(table, cells)
         _refuse_hidden_row(table, text)
         return row
     found: list[Row] = []
@@ -311,30 +180,29 @@ def _ways(free: int, extra: int) -> Iterator[tuple[int, ...]]:
         yield tuple(b - a - 1 for a, b in pairwise(edges))
 
 
-def _join(table: Table, cells: Sequence[str], sizes: Sequence[int]) -> dict[int, str]:
-    joined: dict[int, str] = {}
+def _join(table: Table, cells: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    joined: list[str] = []
     at = 0
     extra = dict(zip(table.free, sizes, strict=True))
     for i in range(table.width):
         n = 1 + extra.get(i, 0)
-        joined[i] = table.separator.join(cells[at : at + n])
+        joined.append(table.separator.join(cells[at : at + n]))
         at += n
     return joined
 
 
-def _read(table: Table, cells: dict[int, str]) -> Row:
+def _read(table: Table, cells: Sequence[str]) -> Row:
+    """Return what the cells tell, which may be the first ones of a row only."""
+    for i, text in enumerate(cells):
+        if "\n" in text and i not in table.free:
+            raise ValueError(f"a line break in {table.names[i]}")
     row: Row = {}
-    for i, text in cells.items():
-        name = table.names[i]
-        if i not in table.free and "\n" in text:
-            raise ValueError(f"a line break in {name}")
-        put = COLUMNS.get(name)
-        if put is None or _WEAKER.get(name) in table.names:
-            continue
-        try:
-            put(row, text.strip())
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"{name} {error}") from error
+    for i, put in table.readers:
+        if i < len(cells):
+            try:
+                put(row, cells[i].strip())
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"{table.names[i]} {error}") from error
     return row
 
 
@@ -369,28 +237,9 @@ def take(parsed: Parsed, number: int, raw: str, row: Row) -> None:
 
 
 def _is_header(table: Table, text: str) -> bool:
+    if text[: len(table.names[0])].lower() != table.names[0]:
+        return False
     return tuple(name.strip().lower() for name in text.split(table.separator)) == table.names
-
-
-def finish(row: Row) -> Row:
-    """Return a row with its resources as text, and what follows from them.
-
-    Raises
-    ------
-    MissingKeyError
-        If the row is of a job whose id it does not tell.
-    """
-    if "job_id" not in row and "step" not in row:
-        raise MissingKeyError("JobIDRaw: JobID alone does not tell the id of an array's task")
-    allocated, requested = row.get("tres_alloc") or {}, row.get("tres_req") or {}
-    if "tres_alloc" in row or "tres_req" in row:
-        row["gpus"], row["gpu_type"] = values.gpus(allocated or requested) if allocated or requested else (None, None)
-    if "mem" in requested:
-        row["mem_mib"], row["mem_per_cpu"] = requested["mem"], False
-    for name in ("tres_alloc", "tres_req"):
-        if name in row:
-            row[name] = values.tres_text(row[name])
-    return row
 
 
 def parse_text(text: str) -> Parsed:

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from ingest.errors import SourceError
 from ingest.sources import sacct_values as values
-from ingest.sources.sacct import MissingKeyError, Parsed, Row, finish, take
+from ingest.sources.sacct import Parsed, take
+from ingest.sources.sacct_columns import MissingKeyError, Row, finish
 from ingest.units import S_PER_MINUTE
 
 NO_EXIT_CODES: Final = (0, 0, 38)
