@@ -133,9 +133,8 @@ JOBS = TableSchema(
     key=("job_id", "attempt"),
     doc=(
         "One attempt of one job, as the scheduler tells it; attempt counts requeues from 0. Times of 0 (never) are "
-        "null. mem_mib is what was asked for, per CPU where mem_per_cpu; from sacct for all of the job. exit_code, "
-        "derived_exit_code: raw wait status. gpus and gpu_type come from tres_alloc, else tres_req. state_flags: the "
-        "bits above the state."
+        "null. mem_mib was asked for: per CPU where mem_per_cpu, by sacct for all of the job. exit codes are raw wait "
+        "status. gpus and gpu_type come from tres_alloc, else tres_req. state_flags are the bits above the state."
     ),
     columns=_t(
         job_id=pl.Int64,

@@ -259,8 +259,11 @@ def test_a_second_look_changes_no_file_and_a_new_job_comes_into_its_day_s(jobs, 
     new = jobs.cluster.submit("true")
     told = ["sacct", "-X", "-n", "-P", "--format=State", f"--jobs={new}"]
     wait_until(lambda: jobs.cluster.run(*told).strip() == "COMPLETED", 20, "the new job has ended")
-    looks = [["--format", "json"]] * 5  # sacct does not show what began in this very second
-    assert any(json.loads(collect(jobs, spool, *look).stdout)["changed"] for look in looks)
+
+    def sees_it() -> bool:  # a span of time shows a job some seconds later than its number does
+        return json.loads(collect(jobs, spool, "--format", "json").stdout)["changed"] > 0
+
+    wait_until(sees_it, 20, "sacct shows the new job")
     second = take(spool, tmp_path / "lake")
     assert second.report.files_refused == 0
     assert set(rows(second.lake)) - first == {(new, 0)}
