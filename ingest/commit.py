@@ -23,6 +23,7 @@ from ingest.reconcile import Plan, companions, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Held, RewriteResult, RewriteSpec
 from ingest.refusals import compare
 from ingest.schemas import TABLES
+from ingest.snapshots import find_lost_jobs, without_known_jobs
 from ingest.sources.supercloud import parse_name
 from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import conform_pieces
@@ -43,6 +44,9 @@ def commit(spec: CommitSpec) -> CommitResult:
     live, fresh = _live(pieces, spec), _fresh(spec)
     succession = find_succession(spec, inputs, live, fresh)
     spec, fresh = succession.rename(spec), fresh.with_columns(pl.col("input").replace(succession.names))
+    if lost_jobs := find_lost_jobs(spec, live, fresh):
+        return CommitResult(held=lost_jobs)
+    spec, fresh = without_known_jobs(spec, live, fresh)
     scanned = {known: name for name, known in succession.names.items()}
     assembly = Assembly(spec, spec.rewritten or (), succession.names)
     gone = succession.succeeded

@@ -119,17 +119,16 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
         elif kind in _ONE_FILE_A_JOB and (owner := owners.setdefault((kind, parsed[0]), name)) != name:
             found.refused.append((member, "series_from_other_file", owner))
         else:
-            candidates = by_kind.get(kind, [])
-            if KINDS[kind].name_pattern is not None:
-                found.files.append(ScanFile(member, kind, parsed[0], parsed[1], known.get(name)))
-            elif candidates:
-                found.files.append(
-                    ScanFile(member, kind, known=candidates[0], others=tuple(candidates[1:]), is_anonymous=True)
-                )
-            else:
-                found.files.append(ScanFile(member, kind, is_anonymous=True))
+            found.files.append(_file(member, kind, parsed, known.get(name), by_kind.get(kind, [])))
         seen.add(name)
     return found
+
+
+def _file(member: Member, kind: str, parsed: tuple[int, str], known: Known | None, others: list[Known]) -> ScanFile:
+    if not KINDS[kind].is_anonymous:
+        return ScanFile(member, kind, parsed[0], parsed[1], known)
+    first, *rest = others or [None]
+    return ScanFile(member, kind, known=first, others=tuple(one for one in rest if one is not None), is_anonymous=True)
 
 
 def _by_kind(known: dict[str, Known], inputs: pl.DataFrame) -> dict[str, list[Known]]:

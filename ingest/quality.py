@@ -84,6 +84,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "repeated_time": (DEFECT, "the series has a sample at this very time already; the first is kept"),
     "repeated_row": (DEFECT, "the key of this row is taken already; the first is kept"),
     "no_base_sample": (DEFECT, "an extended sample without the sample that it would extend"),
+    "other_cluster": (DEFECT, "a job of another cluster than the file's first; ids of two clusters never mix"),
     # whole files, in quarantine
     "bad_file_name": (DEFECT, "the file's name does not say which job and node it belongs to, or cannot be stored"),
     "missing_column": (DEFECT, "a column is not in the header; without a needed one the file is refused"),
@@ -115,6 +116,13 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "outside_job": (NOTICE, "samples over a minute before the job's start or after its end"),
     "gpus_not_seen": (NOTICE, "GPUs that the log allocates to the job and no sample is of; they count as not covered"),
     "two_files_for_series": (DEFECT, "several files hold this job and node; joined by time"),
+    "job_step": (NOTICE, "rows of sacct that are steps of a job; the lake keeps jobs"),
+    "time_zone_unknown": (
+        DEFECT,
+        "a local time without its offset, stored as null; export with SLURM_TIME_FORMAT=%s",
+    ),
+    "cell_ambiguous": (DEFECT, "bars in several columns of sacct's text, which fit in several ways; stored as null"),
+    "exit_code_unknown": (NOTICE, "a failed job with exit code 0 in an old sacct --json, which tells no other"),
     "requeued": (NOTICE, "the job has several rows in the log; kept as attempts"),
     "mem_unit_unknown": (DEFECT, "MemoryFreeInactiveKB is neither GB nor KiB by its size; stored as null"),
     "tres_unknown": (DEFECT, "a resource of a number that no tres-mapping.txt names; GPUs of such jobs are null"),

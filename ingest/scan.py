@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from ingest.accounting import take_accounting
 from ingest.checksum import join_blocks
 from ingest.errors import JobwattError
 from ingest.reading import PIECE_BYTES, Share, Source, count_rows
@@ -108,7 +109,9 @@ class _Scan:
     def read(self, file: ScanFile, stream: ByteStream) -> None:
         """Read one file, or one task's share of it."""
         source = Source(stream)
-        if file.stop is not None:
+        if file.kind == "sacct":
+            self._records.append(take_accounting(file, source, self.staging))
+        elif file.stop is not None:
             self._read_share(file, source)
         else:
             head = source.fill(CHUNK_BYTES, CHUNK_BYTES if file.member.codec else file.member.size)

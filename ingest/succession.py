@@ -74,7 +74,7 @@ def find_succession(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, 
     search = _Search(spec, inputs, live, fresh)
     taken = [r for r in spec.records if r.is_taken]
     for record in taken:
-        if record.kind in KINDS and KINDS[record.kind].name_pattern is None:
+        if record.kind in KINDS and KINDS[record.kind].is_anonymous:
             search.add(record)
     found = search.found
     logs = [found.names.get(r.name, r.name) for r in taken if r.kind == "jobs"]

@@ -32,7 +32,8 @@ class FileKind:
     """One kind of file.
 
     ``column_map`` has the release's own columns (their absence is reported), ``optional`` further spellings and extras.
-    ``name_pattern`` gives groups ``job`` and ``node`` from the file's name where it tells them.
+    ``name_pattern`` gives groups ``job`` and ``node`` from the file's name where it tells them. With ``is_named`` the
+    name tells no job, but a file is known by it all the same: it occurs once in a cluster, whatever the source.
     """
 
     name: str
@@ -45,6 +46,12 @@ class FileKind:
     ignored: frozenset[str] = frozenset({"", "Unnamed: 0"})
     name_pattern: re.Pattern[str] | None = None
     exact: frozenset[str] = frozenset({"job_id"})
+    is_named: bool = False
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether only the content of such a file tells which it is (`ingest.succession`)."""
+        return self.name_pattern is None and not self.is_named
 
     @property
     def extras(self) -> frozenset[str]:

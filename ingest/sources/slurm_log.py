@@ -139,7 +139,7 @@ def finish(
         numbers = frame["_unnamed"].list.explode(empty_as_null=False).drop_nulls().value_counts()
         counts |= {(None, "tres_unknown", str(number)): n for number, n in numbers.iter_rows()}
     done = frame.with_columns(columns).drop("_tres", "_unnamed", *_OWN_TYPES, strict=False)
-    _check_times(done, counts)
+    check_times(done, counts)
     return done, counts
 
 
@@ -240,7 +240,8 @@ def _gpus(names: Mapping[int, str]) -> list[pl.Expr]:
     return [pl.when(is_told).then(total).alias("gpus"), pl.when(is_told).then(kind).alias("gpu_type")]
 
 
-def _check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], int]) -> None:
+def check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], int]) -> None:
+    """Count the jobs that end before they start, or start before they were submitted."""
     if {"start_time", "end_time"} <= set(done.columns):
         _count(done, pl.col("end_time") < pl.col("start_time"), "end_before_start", "time_end", counts)
     if {"submit_time", "start_time"} <= set(done.columns):

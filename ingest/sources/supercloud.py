@@ -16,6 +16,7 @@ from typing import Final
 
 from ingest.errors import SourceError
 from ingest.sources.file_kind import FileKind
+from ingest.sources.sacct_files import is_accounting
 
 _ROOT_FILES: Final = {
     "slurm-log.csv": "jobs",
@@ -61,6 +62,8 @@ def _root_of(path: PurePosixPath) -> str | None:
     for i, part in enumerate(parts[:-1]):
         if part in _FOLDERS and path.name.split(".csv")[0] != path.name:
             return "/".join(parts[:i])
+    if is_accounting(path.name):
+        return "/".join(parts[: -2 if parts[-2:-1] == ("jobs",) else -1])
     plain = path.name.removesuffix(".gz").removesuffix(".zst")
     return "/".join(parts[:-1]) if plain in _ROOT_FILES else None
 
@@ -74,6 +77,8 @@ def classify(name: str) -> str:
     ['gpu', 'cpu_summary', 'unknown', 'other']
     """
     folder, _, file = name.rpartition("/")
+    if folder in ("", "jobs") and is_accounting(file):
+        return "sacct"
     if file in _DERIVED or not file.endswith((".csv", ".txt")):
         return "other"
     otherwise = "unknown" if file.endswith(".csv") else "other"
@@ -88,6 +93,8 @@ def layout_of(names: list[str]) -> str:
     top = {name.split("/")[0] for name in names}
     if top & _HPCA_FILES:
         return "supercloud-hpca22"
+    if all(classify(name) in ("sacct", "other") for name in names):
+        return "slurm"
     return "recording" if top & _RECORDING_FILES or "gpu_extended" in top else "supercloud"
 
 

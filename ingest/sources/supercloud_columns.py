@@ -341,6 +341,7 @@ KINDS: Final[dict[str, FileKind]] = {
             lambda frame, context: Finished(*slurm_log.finish(frame, context.tres_names)),
             optional=slurm_log.OPTIONAL_COLUMN_MAP,
         ),
+        FileKind("sacct", "jobs", {}, {}, frozenset(), _finish_plain, is_named=True),  # read by `ingest.accounting`
         FileKind(
             "labels",
             "labels",
