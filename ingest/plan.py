@@ -127,8 +127,8 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
 def _file(member: Member, kind: str, parsed: tuple[int, str], known: Known | None, others: list[Known]) -> ScanFile:
     if not KINDS[kind].is_anonymous:
         return ScanFile(member, kind, parsed[0], parsed[1], known)
-    first, *rest = others or [None]
-    return ScanFile(member, kind, known=first, others=tuple(one for one in rest if one is not None), is_anonymous=True)
+    known, rest = (others[0], tuple(others[1:])) if others else (None, ())
+    return ScanFile(member, kind, known=known, others=rest, is_anonymous=True)
 
 
 def _by_kind(known: dict[str, Known], inputs: pl.DataFrame) -> dict[str, list[Known]]:
