@@ -1,0 +1,45 @@
+"""How the loops of this feature set are compiled: when they are first called, once for a machine, and not in silence."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core import event
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def kernel(function: _Function) -> _Function:
+    """Compile ``function`` when it is first called and keep the code on disk, beside the module.
+
+    Division by zero gives infinity or NaN, as in numpy. Nothing is reordered, so a sum has the same rounding everywhere.
+    """
+    return cast(_Function, numba.njit(cache=True, error_model="numpy", nogil=True)(function))
+
+
+class _Compilations(event.Listener):  # type: ignore[misc]  # numba has no types
+    """Tells of the first compilation that it sees; kernels that come from the disk are none."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._thread = threading.get_ident()
+        self._told = False
+
+    def on_start(self, event: Any) -> None:
+        if not self._told and threading.get_ident() == self._thread:
+            self._told = True
+            self._tell("compiling the kernels of the feature set `efficient`: about a minute, once on this machine")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def compilation_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Call ``tell`` with one line if, inside this block, a kernel has to be compiled; say nothing otherwise."""
+    with event.install_listener("numba:compile", _Compilations(tell)):
+        yield

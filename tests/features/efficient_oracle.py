@@ -1,0 +1,51 @@
+"""tsfresh itself, as the oracle of the feature set `efficient`: calculator by calculator, its errors as NaN."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+
+
+@contextmanager
+def stable_sort():
+    """numpy's default argsort is unstable and depends on the CPU; tsfresh's permutation entropy depends on it."""
+    with mock.patch.object(np, "argsort", partial(np.argsort, kind="stable")):
+        yield
+
+
+def tsfresh_features(
+    series: np.ndarray, only: Sequence[str] | None = None, time_s: np.ndarray | None = None
+) -> dict[str, float]:
+    """Every feature of tsfresh's efficient set, of one series of float64, by tsfresh's names without the channel.
+
+    A calculator that raises gives NaN for all its columns, whose names come from a long series.
+    """
+    from tsfresh.feature_extraction.extraction import _do_extraction_on_chunk
+    from tsfresh.feature_extraction.settings import EfficientFCParameters
+
+    index = None if time_s is None else pd.to_datetime(np.asarray(time_s) * 1e9)
+    data = pd.Series(np.asarray(series, dtype=np.float64), index=index)
+    found: dict[str, float] = {}
+    with warnings.catch_warnings(), np.errstate(all="ignore"), stable_sort():
+        warnings.simplefilter("ignore")
+        for name, parameters in EfficientFCParameters().items():
+            if (only is not None and name not in only) or (name == "linear_trend_timewise" and time_s is None):
+                continue
+            try:
+                rows = _do_extraction_on_chunk((0, "x", data), {name: parameters}, None, show_warnings=False)
+            except Exception:  # noqa: BLE001  # whatever tsfresh raises, it has no value
+                plain = pd.Series(np.sin(np.arange(64.0) ** 1.5), index=None if index is None else _times(64))
+                rows = _do_extraction_on_chunk((0, "x", plain), {name: parameters}, None, show_warnings=False)
+                rows = [(*row[:2], np.nan) for row in rows]
+            found.update({row[1].removeprefix("x__"): float(row[2]) for row in rows})
+    return found
+
+
+def _times(count: int) -> pd.DatetimeIndex:
+    return pd.to_datetime(np.arange(count) * 1e9)
