@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from features.efficient.kernel import kernel
+from features.efficient.kernel import kernel, loose_kernel
 from features.efficient.series import Values
 
 _BLOCK = 128
@@ -70,6 +70,15 @@ def pairwise_sum(values: Values, start: int, count: int) -> float:
         sums[ready], sum_depths[ready] = total, depth
         ready += 1
     return sums[0]
+
+
+@loose_kernel
+def product_sum(one: Values, start: int, other: Values, other_start: int, count: int) -> float:
+    """Sum of the products of two stretches of ``count`` values; its last digits depend on the processor."""
+    total = 0.0
+    for i in range(count):
+        total += one[start + i] * other[other_start + i]
+    return total
 
 
 @kernel

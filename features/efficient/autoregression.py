@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
+from features.efficient.arithmetic import mean_of, pairwise_sum, product_sum
 from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
 
 _ORDER = 10
 _LEAST_PIVOT = 1e-8
-"""Below this share of a regressor that the others do not explain, its coefficient is left to singular values."""
+"""Where less than this share of a regressor is left unexplained by the others, singular values take over."""
 _LEAST_SINGULAR = 1e-15
 
 _TAU_MAX, _TAU_MIN, _TAU_STAR = 2.74, -18.83, -1.61
@@ -26,6 +27,9 @@ _LARGE_P = (-0.010368, -0.12745, 0.93202, 1.7339)
 @kernel
 def _factor(gram: Values, size: int, lower: Values) -> bool:
     """Cholesky's factor of the leading part of a Gram matrix, and the last row for the target; False if ill-posed."""
+    least = 0.0
+    for i in range(size):
+        least = max(least, _LEAST_PIVOT * gram[i, i])
     for i in range(size + 1):
         for j in range(i + 1):
             rest = gram[i, j]
@@ -34,7 +38,7 @@ def _factor(gram: Values, size: int, lower: Values) -> bool:
             if i != j:
                 lower[i, j] = rest / lower[j, j]
             elif i < size:
-                if not rest > _LEAST_PIVOT * gram[i, i]:
+                if not rest > least:
                     return False
                 lower[i, i] = math.sqrt(rest)
             else:
@@ -56,15 +60,11 @@ def _solve(lower: Values, size: int, out: Values) -> None:
 def _lag_gram(z: Values, size: int, count: int, gram: Values) -> None:
     """Centred products of ``z`` moved by 0 ... size - 1 samples, over ``count`` samples each."""
     total = np.empty(size)
-    for i in range(size):
-        total[i] = 0.0
-        for t in range(count):
-            total[i] += z[t + i]
+    total[0] = pairwise_sum(z, 0, count)
+    for i in range(1, size):
+        total[i] = total[i - 1] - z[i - 1] + z[i - 1 + count]
     for j in range(size):
-        product = 0.0
-        for t in range(count):
-            product += z[t] * z[t + j]
-        gram[0, j] = product
+        gram[0, j] = product_sum(z, 0, z, j, count)
     for i in range(1, size):
         for j in range(i, size):
             gram[i, j] = gram[i - 1, j - 1] - z[i - 1] * z[j - 1] + z[i - 1 + count] * z[j - 1 + count]
@@ -174,20 +174,11 @@ def _regression_gram(x: Values, step: Values, lags: int, gram: Values) -> None:
     size = lags + 2
     lagged = np.empty((lags + 1, lags + 1))
     _lag_gram(step, lags + 1, count, lagged)
-    total = 0.0
-    for t in range(count):
-        total += x[lags + t]
-    mean = total / count
+    level = x[lags : lags + count] - mean_of(x, lags, count)
     for j in range(lags + 1):  # of the level with the steps, the latest first and the target last
-        product = 0.0
-        for t in range(count):
-            product += (x[lags + t] - mean) * step[t + j]
         place = size - 1 if j == lags else lags - j
-        gram[0, place] = gram[place, 0] = product
-    product = 0.0
-    for t in range(count):
-        product += (x[lags + t] - mean) ** 2
-    gram[0, 0] = product
+        gram[0, place] = gram[place, 0] = product_sum(level, 0, step, j, count)
+    gram[0, 0] = product_sum(level, 0, level, 0, count)
     for a in range(lags + 1):
         for b in range(lags + 1):
             row = size - 1 if a == lags else lags - a

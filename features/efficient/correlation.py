@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.efficient.arithmetic import pairwise_sum
+from features.efficient.arithmetic import pairwise_sum, product_sum
 from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
 
@@ -28,6 +28,9 @@ def _lagged_products(offset: Values, max_lag: int) -> Values:
     for i in range(n_series):
         z = offset[i]
         for lag in range(min(max_lag, n_samples - 1) + 1):
+            if lag >= _N_LAGS:
+                out[i, lag] = product_sum(z, 0, z, lag, n_samples - lag)
+                continue
             for t in range(n_samples - lag):
                 room[t] = z[t] * z[t + lag]
             out[i, lag] = pairwise_sum(room, 0, n_samples - lag)

@@ -10,6 +10,8 @@ from features.efficient.series import Calculator, SeriesBatch, Values
 
 _N_BINS = 30
 _DEGREE = 3
+_LEAST_DIAGONAL = 1e-11
+"""Of the triangle of a QR decomposition: below it, singular values decide what the data cannot tell."""
 
 
 def _quantile_places() -> Values:
@@ -27,21 +29,36 @@ def _drift(batch: SeriesBatch) -> Values:
     out = np.full((batch.n_series, _DEGREE + 1), np.nan)
     if batch.n_samples < 3:
         return out
-    for i, (level, change) in enumerate(_drift_bins(batch.values, _quantile_places()).transpose(0, 2, 1)):
-        used = np.isfinite(level) & np.isfinite(change)
-        if used.any() and not np.isinf(batch.values[i]).any():
-            out[i] = _fit_cubic(level[used], change[used])
+    level, change = _drift_bins(batch.values, _quantile_places()).transpose(2, 0, 1)
+    used = np.isfinite(level) & np.isfinite(change)
+    full = used.all(axis=1)
+    out[full] = _fit_cubics(level[full], change[full])
+    for i in np.flatnonzero(used.any(axis=1) & np.isnan(out[:, 0])):
+        out[i] = _fit_cubic(level[i, used[i]], change[i, used[i]])
+    out[np.isinf(batch.rising[:, 0]) | np.isinf(batch.maximum)] = np.nan
     return out
+
+
+def _fit_cubics(x: Values, y: Values) -> Values:
+    """Least squares for many series at once; NaN where the columns are as good as collinear."""
+    powers = x[:, :, None] ** np.arange(_DEGREE, -1, -1)
+    scale = np.sqrt((powers * powers).sum(axis=1))
+    scale[~np.isfinite(scale)] = np.nan
+    orthogonal, upper = np.linalg.qr(np.nan_to_num(powers / scale[:, None, :], nan=0.0, posinf=0.0, neginf=0.0))
+    diagonal = np.abs(np.diagonal(upper, axis1=1, axis2=2))
+    sound = diagonal.min(axis=1) > _LEAST_DIAGONAL
+    upper[~sound] = np.eye(_DEGREE + 1)
+    solution = np.linalg.solve(upper, orthogonal.swapaxes(1, 2) @ y[:, :, None])[:, :, 0]
+    return np.where(sound[:, None], solution / scale, np.nan)
 
 
 def _fit_cubic(x: Values, y: Values) -> Values:
     """Least squares on columns of equal length, as ``numpy.polyfit`` does it."""
     powers = np.vander(x, _DEGREE + 1)
     scale = np.sqrt((powers * powers).sum(axis=0))
-    try:
-        solution = np.linalg.lstsq(powers / scale, y, rcond=len(x) * np.finfo(float).eps)[0]
-    except np.linalg.LinAlgError:  # values too large to be squared
+    if not np.isfinite(scale).all():  # values too large to be cubed
         return np.full(_DEGREE + 1, np.nan)
+    solution = np.linalg.lstsq(powers / scale, y, rcond=len(x) * np.finfo(float).eps)[0]
     return np.asarray(solution / scale)
 
 
@@ -95,12 +112,20 @@ def _friedrich_coefficients(batch: SeriesBatch) -> Values:
 
 def _max_langevin_fixed_point(batch: SeriesBatch) -> Values:
     """The greatest real part among the roots of the drift."""
+    drift = batch.once(_drift)
     out = np.full(batch.n_series, np.nan)
-    for i, cubic in enumerate(batch.once(_drift)):
-        if np.isfinite(cubic).all() and cubic.any():
-            roots = np.roots(cubic)
-            if len(roots):
-                out[i] = np.real(roots).max()
+    known = np.isfinite(drift).all(axis=1)
+    cubic = known & (drift[:, 0] != 0) & (drift[:, -1] != 0)
+    companion = np.zeros((int(cubic.sum()), _DEGREE, _DEGREE))
+    companion[:, 1:, :-1] = np.eye(_DEGREE - 1)
+    companion[:, 0] = -drift[cubic, 1:] / drift[cubic, :1]
+    bounded = np.isfinite(companion).all(axis=(1, 2))
+    companion[~bounded] = 0.0
+    out[cubic] = np.where(bounded, np.linalg.eigvals(companion).real.max(axis=1, initial=-np.inf), np.nan)
+    for i in np.flatnonzero(known & ~cubic):  # a lower degree, or a root at zero
+        roots = np.roots(drift[i])
+        if len(roots):
+            out[i] = np.real(roots).max()
     return out
 
 

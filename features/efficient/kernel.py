@@ -21,6 +21,11 @@ def kernel(function: _Function) -> _Function:
     return cast(_Function, numba.njit(cache=True, error_model="numpy", nogil=True)(function))
 
 
+def loose_kernel(function: _Function) -> _Function:
+    """Compile as ``kernel`` does, but let sums be added in whatever order is quickest."""
+    return cast(_Function, numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"reassoc"})(function))
+
+
 class _Compilations(event.Listener):  # type: ignore[misc]  # numba has no types
     """Tells of the first compilation that it sees; kernels that come from the disk are none."""
 

@@ -85,9 +85,12 @@ def _convolve_same(series: Values, taps: Values, length: int, out: Values) -> No
     lead = length // 2  # numpy's "same": the output starts so many samples into the full convolution
     out[:] = 0.0
     for j in range(length):
-        shift = j - lead
-        for t in range(max(0, -shift), min(n_samples, n_samples - shift)):
-            out[t] += taps[j] * series[t + shift]
+        shift, tap = j - lead, taps[j]
+        first = max(0, -shift)
+        count = min(n_samples, n_samples - shift) - first
+        target, source = out[first : first + count], series[first + shift : first + shift + count]
+        for t in range(count):
+            target[t] += tap * source[t]
 
 
 @kernel
