@@ -56,9 +56,10 @@ def _fit_cubic(x: Values, y: Values) -> Values:
     """Least squares on columns of equal length, as ``numpy.polyfit`` does it."""
     powers = np.vander(x, _DEGREE + 1)
     scale = np.sqrt((powers * powers).sum(axis=0))
-    if not np.isfinite(scale).all():  # values too large to be cubed
+    scaled = powers / scale
+    if not np.isfinite(scaled).all():  # values too large or too small to be cubed
         return np.full(_DEGREE + 1, np.nan)
-    solution = np.linalg.lstsq(powers / scale, y, rcond=len(x) * np.finfo(float).eps)[0]
+    solution = np.linalg.lstsq(scaled, y, rcond=len(x) * np.finfo(float).eps)[0]
     return np.asarray(solution / scale)
 
 
