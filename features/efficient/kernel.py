@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -24,6 +25,21 @@ def kernel(function: _Function) -> _Function:
 def loose_kernel(function: _Function) -> _Function:
     """Compile as ``kernel`` does, but let sums be added in whatever order is quickest."""
     return cast(_Function, numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"reassoc"})(function))
+
+
+def drop_stale_code(folder: Path) -> None:
+    """Remove compiled kernels that are older than any source beside them.
+
+    numba looks at a kernel's own file only: one that calls a kernel of another file would keep that one's old code.
+    """
+    newest_s = max((source.stat().st_mtime for source in folder.glob("*.py")), default=0.0)
+    for index in folder.glob("__pycache__/*.nbi"):
+        with suppress(OSError):  # gone already, or not ours to remove
+            if index.stat().st_mtime <= newest_s:
+                index.unlink()
+
+
+drop_stale_code(Path(__file__).parent)
 
 
 class _Compilations(event.Listener):  # type: ignore[misc]  # numba has no types

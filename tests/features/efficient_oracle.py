@@ -11,6 +11,8 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 
+from features.efficient import efficient, efficient_names
+
 
 @contextmanager
 def stable_sort():
@@ -49,3 +51,41 @@ def tsfresh_features(
 
 def _times(count: int) -> pd.DatetimeIndex:
     return pd.to_datetime(np.arange(count) * 1e9)
+
+
+def disagreements(series: np.ndarray, time_s: np.ndarray | None = None, only: Sequence[str] | None = None) -> list[str]:
+    """Return each column of one series on which jobwatt and tsfresh differ by more than 1e-6, and than rounding."""
+    timed = time_s is not None
+    names = [name.removeprefix("x__") for name in efficient_names(["x"], timewise=timed)]
+    ours = dict(zip(names, efficient(series[None, None], time_s[None] if timed else None)[0], strict=True))
+    return [
+        f"{name}: {ours[name]} here, {theirs} in tsfresh"
+        for name, theirs in tsfresh_features(series, only, time_s).items()
+        if not agrees(ours[name], theirs) and not abs(ours[name] - theirs) <= rounding(name, series)
+    ]
+
+
+def agrees(ours: float, theirs: float) -> bool:
+    """Whether two cells are the same: both NaN, or equal, or within a relative 1e-6."""
+    if np.isnan(ours) or np.isnan(theirs):
+        return bool(np.isnan(ours) and np.isnan(theirs))
+    return bool(ours == theirs or abs(ours - theirs) <= 1e-6 * max(abs(ours), abs(theirs)))
+
+
+def rounding(name: str, series: np.ndarray) -> float:
+    """How far two values of this column may be apart by rounding alone where the exact value is zero."""
+    calculator, _, end = name.partition("__")
+    level = float(np.nanmax(np.abs(series), initial=0.0))
+    if not np.isfinite(level):
+        return 0.0
+    match calculator:
+        case "cwt_coefficients":
+            return 1e-13 * level
+        case "spkt_welch_density":
+            return min(1e-25 * level**2, 1e300)
+        case "linear_trend" | "linear_trend_timewise" | "agg_linear_trend":
+            if "rvalue" in end:
+                return 1e-14
+            hours = 3.6e5 if "timewise" in calculator else 1.0
+            return (1e-7 if "stderr" in end else 1e-14) * min(level * max(level, 1.0), 1e300) * hours / len(series)
+    return 0.0
