@@ -39,7 +39,7 @@ def _block_sum(values: Values, start: int, count: int) -> float:
     total = ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7))
     for i in range(start + whole, start + count):
         total += values[i]
-    return total
+    return float(total)
 
 
 @kernel
@@ -69,7 +69,7 @@ def pairwise_sum(values: Values, start: int, count: int) -> float:
             total = sums[ready] + total
         sums[ready], sum_depths[ready] = total, depth
         ready += 1
-    return sums[0]
+    return float(sums[0])
 
 
 @loose_kernel
@@ -110,14 +110,14 @@ def quantile_of(rising: Values, count: int, q: float) -> float:
         weight = place - below
     step = high - low
     if weight >= 0.5:
-        return high - step * (1.0 - weight)
-    return low + step * weight
+        return float(high - step * (1.0 - weight))
+    return float(low + step * weight)
 
 
 @kernel
 def sorts_before(one: float, other: float) -> bool:
     """Whether ``one`` comes before ``other`` in numpy's order of sorting: by size, NaN last."""
-    return one < other or (other != other and one == one)
+    return one < other or (np.isnan(other) and not np.isnan(one))
 
 
 @kernel

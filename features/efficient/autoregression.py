@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr
 
 from features.efficient.arithmetic import mean_of, pairwise_sum, product_sum

@@ -19,20 +19,20 @@ def _absolute_sum_of_changes(batch: SeriesBatch) -> Values:
 
 
 def _mean_abs_change(batch: SeriesBatch) -> Values:
-    return batch.once(_absolute_sum_of_changes) / (batch.n_samples - 1)
+    return np.asarray(batch.once(_absolute_sum_of_changes) / (batch.n_samples - 1))
 
 
 def _mean_change(batch: SeriesBatch) -> Values:
     if batch.n_samples < 2:
         return np.full(batch.n_series, np.nan)
-    return (batch.values[:, -1] - batch.values[:, 0]) / (batch.n_samples - 1)
+    return np.asarray((batch.values[:, -1] - batch.values[:, 0]) / (batch.n_samples - 1))
 
 
 def _mean_second_derivative_central(batch: SeriesBatch) -> Values:
     if batch.n_samples < 3:
         return np.full(batch.n_series, np.nan)
     x = batch.values
-    return (x[:, -1] - x[:, -2] - x[:, 1] + x[:, 0]) / (2 * (batch.n_samples - 2))
+    return np.asarray((x[:, -1] - x[:, -2] - x[:, 1] + x[:, 0]) / (2 * (batch.n_samples - 2)))
 
 
 def _cid_ce(batch: SeriesBatch) -> Values:

@@ -14,7 +14,8 @@ _DIMENSIONS = (3, 4, 5, 6, 7)
 
 
 def _lempel_ziv_complexity(batch: SeriesBatch) -> Values:
-    return _phrases(batch.values, batch.minimum, batch.maximum, np.array(_LEMPEL_ZIV_BINS)) / batch.n_samples
+    phrases = _phrases(batch.values, batch.minimum, batch.maximum, np.array(_LEMPEL_ZIV_BINS))
+    return np.asarray(phrases / batch.n_samples)
 
 
 @kernel

@@ -9,7 +9,11 @@ from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values, plain
 
 _PEAK_SUPPORTS = (1, 3, 5, 10, 50)
-_RANGES = ((-1.0, 1.0, "max_1__min_-1"), (-1e12, 0.0, "max_0__min_-1000000000000.0"), (0.0, 1e12, "max_1000000000000.0__min_0"))
+_RANGES = (
+    (-1.0, 1.0, "max_1__min_-1"),
+    (-1e12, 0.0, "max_0__min_-1000000000000.0"),
+    (0.0, 1e12, "max_1000000000000.0__min_0"),
+)
 _MASS_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
 _N_CHUNKS = 10
 

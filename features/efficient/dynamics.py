@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.efficient.arithmetic import quantile_of
+from features.efficient.arithmetic import present_count, quantile_of
 from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
 
@@ -29,7 +29,9 @@ def _drift(batch: SeriesBatch) -> Values:
     out = np.full((batch.n_series, _DEGREE + 1), np.nan)
     if batch.n_samples < 3:
         return out
-    level, change = _drift_bins(batch.values, _quantile_places()).transpose(2, 0, 1)
+    level, change = _drift_bins(batch.values, np.sort(batch.values[:, :-1], axis=1), _quantile_places()).transpose(
+        2, 0, 1
+    )
     used = np.isfinite(level) & np.isfinite(change)
     full = used.all(axis=1)
     out[full] = _fit_cubics(level[full], change[full])
@@ -64,7 +66,21 @@ def _fit_cubic(x: Values, y: Values) -> Values:
 
 
 @kernel
-def _drift_bins(values: Values, places: Values) -> Values:
+def _quantile_edges(rising: Values, places: Values, edges: Values) -> bool:
+    """Fill in the quantiles of what is there of a sorted series; False if there is nothing or two are equal."""
+    n_present = present_count(rising)
+    if not n_present:
+        return False
+    for b in range(len(places)):
+        edges[b] = quantile_of(rising, n_present, places[b])
+    distinct = True
+    for b in range(len(places) - 1):
+        distinct &= edges[b] < edges[b + 1]
+    return bool(distinct)
+
+
+@kernel
+def _drift_bins(values: Values, rising: Values, places: Values) -> Values:
     """Mean value and mean following change in each quantile bin, shape (n_series, n_bins, 2); NaN in an empty bin."""
     n_series, n_samples = values.shape
     n_bins = len(places) - 1
@@ -73,29 +89,22 @@ def _drift_bins(values: Values, places: Values) -> Values:
     total, lost, count = np.empty((n_bins, 2)), np.empty((n_bins, 2)), np.empty((n_bins, 2))
     for i in range(n_series):
         x = values[i]
-        rising = np.sort(x[:-1])
-        n_present = len(rising)
-        while n_present and np.isnan(rising[n_present - 1]):
-            n_present -= 1
-        if not n_present:
-            continue
-        for b in range(n_bins + 1):
-            edges[b] = quantile_of(rising, n_present, places[b])
-        distinct = True
-        for b in range(n_bins):
-            distinct &= edges[b] < edges[b + 1]
-        if not distinct:
+        if not _quantile_edges(rising[i], places, edges):
             continue
         total[:], lost[:], count[:] = 0.0, 0.0, 0.0
         for t in range(n_samples - 1):
-            b = np.searchsorted(edges, x[t], side="left") - 1
-            if x[t] == edges[0]:
-                b = 0
-            if np.isnan(x[t]) or b < 0 or b >= n_bins:
+            if not edges[0] <= x[t] <= edges[n_bins]:
                 continue
+            b, end = 0, n_bins - 1  # the first bin whose upper edge is not below the value
+            while b < end:
+                middle = (b + end) // 2
+                if edges[middle + 1] < x[t]:
+                    b = middle + 1
+                else:
+                    end = middle
             for k in range(2):
                 value = x[t + 1] - x[t] if k else x[t]
-                if value == value:  # a compensated sum, as pandas adds groups
+                if not np.isnan(value):  # a compensated sum, as pandas adds groups
                     corrected = value - lost[b, k]
                     summed = total[b, k] + corrected
                     lost[b, k] = (summed - total[b, k]) - corrected

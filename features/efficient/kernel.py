@@ -1,4 +1,4 @@
-"""How the loops of this feature set are compiled: when they are first called, once for a machine, and not in silence."""
+"""How the loops of this feature set are compiled: when first called, once for a machine, and not in silence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def kernel(function: _Function) -> _Function:
     """Compile ``function`` when it is first called and keep the code on disk, beside the module.
 
-    Division by zero gives infinity or NaN, as in numpy. Nothing is reordered, so a sum has the same rounding everywhere.
+    Division by zero gives infinity or NaN, as in numpy. Nothing is reordered: a sum has the same rounding everywhere.
     """
     return cast(_Function, numba.njit(cache=True, error_model="numpy", nogil=True)(function))
 
@@ -50,13 +50,13 @@ class _Compilations(event.Listener):  # type: ignore[misc]  # numba has no types
         self._thread = threading.get_ident()
         self._told = False
 
-    def on_start(self, event: Any) -> None:
+    def on_start(self, event: Any) -> None:  # noqa: ARG002  # numba's signature
         if not self._told and threading.get_ident() == self._thread:
             self._told = True
             self._tell("compiling the kernels of the feature set `efficient`: about a minute, once on this machine")
 
     def on_end(self, event: Any) -> None:
-        pass
+        """Nothing is told."""
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def _variation_coefficient(batch: SeriesBatch) -> Values:
 
 
 def _root_mean_square(batch: SeriesBatch) -> Values:
-    return np.sqrt((batch.values * batch.values).mean(axis=1))
+    return np.asarray(np.sqrt((batch.values * batch.values).mean(axis=1)))
 
 
 def _absolute_maximum(batch: SeriesBatch) -> Values:
@@ -42,7 +42,8 @@ def _skewness(batch: SeriesBatch) -> Values:
     if n < 3:
         return np.full(batch.n_series, np.nan)
     _, second, third, _ = _moments(batch.values).T
-    return third / (second * np.sqrt(second)) * (n * np.sqrt(n - 1.0) / (n - 2.0)) + 0.0 * batch.mean
+    skewness = third / (second * np.sqrt(second)) * (n * np.sqrt(n - 1.0) / (n - 2.0))
+    return np.where(batch.absent, np.nan, skewness)
 
 
 def _kurtosis(batch: SeriesBatch) -> Values:
@@ -65,7 +66,7 @@ def _moments(values: Values) -> Values:
         count = 0
         for t in range(n_samples):
             value = values[i, t]
-            if value == value:
+            if not np.isnan(value):
                 room[count] = value - room[0] if count else value
                 count += 1
         if not count:

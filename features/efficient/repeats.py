@@ -28,7 +28,7 @@ def _has_duplicate_max(batch: SeriesBatch) -> npt.NDArray[np.bool_]:
 def _has_duplicate_min(batch: SeriesBatch) -> npt.NDArray[np.bool_]:
     if batch.n_samples < 2:
         return np.zeros(batch.n_series, dtype=bool)
-    return ~batch.absent & (batch.rising[:, 0] == batch.rising[:, 1])
+    return np.asarray(~batch.absent & (batch.rising[:, 0] == batch.rising[:, 1]))
 
 
 def _found(batch: SeriesBatch) -> Values:
@@ -50,7 +50,7 @@ def _distinct(rising: Values) -> Values:
         while t < n_samples:
             value = rising[i, t]
             end = t + 1
-            while end < n_samples and (rising[i, end] == value or value != value):
+            while end < n_samples and (rising[i, end] == value or np.isnan(value)):
                 end += 1
             count = end - t
             once[distinct] = value * (1 if count > 1 else 0)
@@ -58,7 +58,7 @@ def _distinct(rising: Values) -> Values:
             distinct += 1
             if count > 1:
                 repeated += 1
-                samples += count if value == value else 0
+                samples += 0 if np.isnan(value) else count
             t = end
         out[i, 0], out[i, 1], out[i, 2] = distinct, repeated, samples
         out[i, 3] = pairwise_sum(once, 0, distinct)
@@ -76,7 +76,7 @@ def _share_of_values(batch: SeriesBatch) -> Values:
 
 
 def _share_of_samples(batch: SeriesBatch) -> Values:
-    return batch.once(_found)[:, 2] / batch.n_samples
+    return np.asarray(batch.once(_found)[:, 2] / batch.n_samples)
 
 
 def _sum_of_values(batch: SeriesBatch) -> Values:
@@ -88,7 +88,7 @@ def _sum_of_samples(batch: SeriesBatch) -> Values:
 
 
 def _distinct_share(batch: SeriesBatch) -> Values:
-    return batch.once(_found)[:, 0] / batch.n_samples
+    return np.asarray(batch.once(_found)[:, 0] / batch.n_samples)
 
 
 def _benford_correlation(batch: SeriesBatch) -> Values:
@@ -97,7 +97,7 @@ def _benford_correlation(batch: SeriesBatch) -> Values:
     law = np.log10(1 + 1 / _DIGITS)
     law -= law.mean()
     shares -= shares.mean(axis=1, keepdims=True)
-    return (shares @ law) / np.sqrt((shares * shares).sum(axis=1) * (law * law).sum())
+    return np.asarray((shares @ law) / np.sqrt((shares * shares).sum(axis=1) * (law * law).sum()))
 
 
 @kernel
@@ -126,6 +126,20 @@ def _binned_entropy(batch: SeriesBatch) -> Values:
 
 
 @kernel
+def _even_edges(low: float, high: float, edges: Values) -> bool:
+    """Fill in the edges of equal bins, as ``numpy.linspace`` spaces them; False if two fall together."""
+    n_bins = len(edges) - 1
+    step = (high - low) / n_bins
+    for b in range(n_bins):
+        edges[b] = b * step + low
+    edges[n_bins] = high
+    rising = np.isfinite(step)
+    for b in range(n_bins):
+        rising &= edges[b] < edges[b + 1]
+    return bool(rising)
+
+
+@kernel
 def histogram_entropies(values: Values, bins: npt.NDArray[np.int64]) -> Values:
     """Entropy of the histograms of each row, with equal bins from the least to the greatest value, as numpy bins.
 
@@ -145,16 +159,11 @@ def histogram_entropies(values: Values, bins: npt.NDArray[np.int64]) -> Values:
             continue
         if low == high:
             low, high = low - 0.5, high + 0.5
-        width = high - low
         for k in range(len(bins)):
             n_bins = bins[k]
-            rising = True
-            for b in range(n_bins):
-                edges[b] = b * (width / n_bins) + low
-                rising &= b == 0 or edges[b - 1] < edges[b]
-            edges[n_bins] = high
-            if not rising or edges[n_bins - 1] >= high or not np.isfinite(width):
+            if not _even_edges(low, high, edges[: n_bins + 1]):
                 continue
+            width = high - low
             counts[:n_bins] = 0
             for t in range(n_values):
                 value = values[i, t]

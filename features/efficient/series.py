@@ -68,7 +68,7 @@ class SeriesBatch:
 
     @cached_property
     def variance(self) -> Values:
-        return (self.offset * self.offset).sum(axis=1) / self.n_samples
+        return np.asarray((self.offset * self.offset).sum(axis=1) / self.n_samples)
 
     @cached_property
     def deviation(self) -> Values:

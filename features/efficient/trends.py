@@ -35,7 +35,7 @@ def _fit_line(x: Values, y: Values, count: int) -> tuple[float, float, float, fl
         return np.nan, np.nan, np.nan, np.nan
     xx, xy, yy = xx / count, xy / count, yy / count
     correlation = (np.nan if xy == 0.0 else 0.0) if yy == 0.0 else xy / math.sqrt(xx * yy)
-    correlation = min(max(correlation, -1.0), 1.0) if correlation == correlation else correlation
+    correlation = correlation if np.isnan(correlation) else min(max(correlation, -1.0), 1.0)
     slope = xy / xx
     error = 0.0
     if count > 2:

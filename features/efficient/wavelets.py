@@ -114,13 +114,15 @@ def _noise_floor(row: Values, place: int, room: Values) -> float:
         room[j] = value
         kept = min(kept + 1, below + 2)
     if rank == below:
-        return room[below]
+        return float(room[below])
     low, high = below + 1 - rank, rank - below
-    return (room[below] * low + room[below + 1] * high) / (low + high)
+    return float((room[below] * low + room[below + 1] * high) / (low + high))
 
 
 @kernel
-def _ridge_counts(values: Values, taps: Values, lengths: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]) -> Values:
+def _ridge_counts(
+    values: Values, taps: Values, lengths: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]
+) -> Values:
     """Count the ridges of local maxima through the rows of a wavelet transform that last and stand out.
 
     The method is Du, Kibbe and Lin's (Bioinformatics 2006), with the limits of ``scipy.signal.find_peaks_cwt``.
@@ -132,19 +134,15 @@ def _ridge_counts(values: Values, taps: Values, lengths: npt.NDArray[np.int64], 
     is_peak = np.zeros((n_rows, n_samples), np.bool_)
     room = np.empty(n_samples + 2)
     at = np.empty(n_samples, np.int64)
-    column, row_of, seen, gap = (
-        np.empty(n_rows * n_samples, np.int64),
-        np.empty(n_rows * n_samples, np.int64),
-        np.empty(n_rows * n_samples, np.int64),
-        np.empty(n_rows * n_samples, np.int64),
-    )
+    lines = np.empty((4, n_rows * n_samples), np.int64)
+    column, row_of, seen = lines[0], lines[1], lines[2]
     for i in range(n_series):
         for r in range(n_rows):
             _convolve_same(values[i], taps[r], lengths[r], transform[r])
             for t in range(1, n_samples - 1):
                 is_peak[r, t] = (transform[r, t] > transform[r, t + 1]) & (transform[r, t] > transform[r, t - 1])
         for k in range(len(widths)):
-            n_lines = _ridge_lines(is_peak[: widths[k]], column, row_of, seen, gap, at)
+            n_lines = _ridge_lines(is_peak[: widths[k]], lines, at)
             least = math.ceil(widths[k] / 4)
             for line in range(n_lines):
                 if seen[line] >= least:
@@ -154,24 +152,19 @@ def _ridge_counts(values: Values, taps: Values, lengths: npt.NDArray[np.int64], 
 
 
 @kernel
-def _ridge_lines(
-    is_peak: npt.NDArray[np.bool_],
-    column: npt.NDArray[np.int64],
-    row_of: npt.NDArray[np.int64],
-    seen: npt.NDArray[np.int64],
-    gap: npt.NDArray[np.int64],
-    at: npt.NDArray[np.int64],
-) -> int:
+def _ridge_lines(is_peak: npt.NDArray[np.bool_], lines: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> int:
     """Join maxima of neighbouring rows to lines, from the widest row down; return how many lines there are.
 
-    Of each line the last column and row, and how many maxima it has. A line that misses more than one row ends.
+    Filled are, of each line, its last column, its last row, how many maxima it has, and how many rows it has missed. A
+    line that misses more than one row ends.
     """
+    column, row_of, seen, gap = lines[0], lines[1], lines[2], lines[3]
     n_rows, n_samples = is_peak.shape
-    n_lines = first_alive = 0
+    n_lines = 0
     for r in range(n_rows - 1, -1, -1):
         at[:] = -1
         known = n_lines
-        for line in range(first_alive, known):
+        for line in range(known):
             if gap[line] <= _GAP_ROWS:
                 gap[line] += 1
                 if at[column[line]] < 0:
