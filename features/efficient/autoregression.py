@@ -15,6 +15,8 @@ _ORDER = 10
 _LEAST_PIVOT = 1e-8
 """Where less than this share of a regressor is left unexplained by the others, singular values take over."""
 _LEAST_SINGULAR = 1e-15
+_NO_COEFFICIENT = 1e-9
+"""A smaller coefficient may be rounding; singular values then give tsfresh's rounding, for what it is worth."""
 
 _TAU_MAX, _TAU_MIN, _TAU_STAR = 2.74, -18.83, -1.61
 _SMALL_P = (0.038269, 1.4412, 2.1659)
@@ -105,7 +107,8 @@ def _ar_coefficient(batch: SeriesBatch) -> Values:
     windows = [standard[:, order - lag : n - lag].mean(axis=1) for lag in range(order + 1)]
     constant = windows[0] - np.einsum("ij,ij->i", out[:, 1:], np.stack(windows[1:], axis=1))
     out[:, 0] = batch.mean * (1 - out[:, 1:].sum(axis=1)) + scale * constant
-    for i in np.flatnonzero(batch.finite & np.isnan(out).any(axis=1)):
+    unsure = ~(np.abs(out[:, 1:]) > _NO_COEFFICIENT).all(axis=1)
+    for i in np.flatnonzero(batch.finite & unsure):
         x = batch.values[i]
         lags = np.lib.stride_tricks.sliding_window_view(x[:-1], order)[:, ::-1]
         out[i] = _shortest_fit(np.column_stack([np.ones(len(lags)), lags]), x[order:])[0]
@@ -116,7 +119,7 @@ def _shortest_fit(regressors: Values, target: Values) -> tuple[Values, Values, f
     """Least squares by singular values: coefficients, their t values, sum of squared residuals, rank."""
     u, singular, vt = np.linalg.svd(regressors, full_matrices=False)
     kept = singular > _LEAST_SINGULAR * singular.max()
-    inverse = (vt.T * np.where(kept, 1 / np.where(kept, singular, 1.0), 0.0)) @ u.T
+    inverse = vt.T @ (np.where(kept, 1 / np.where(kept, singular, 1.0), 0.0)[:, None] * u.T)
     coefficients = inverse @ target
     residual = target - regressors @ coefficients
     rank = int((singular > singular.max() * len(singular) * np.finfo(float).eps).sum())

@@ -29,34 +29,40 @@ def _hat_integral(width: int) -> Values:
     step = x[1] - x[0]
     integral = np.cumsum(hat) * step
     places = (np.arange(width * (x[-1] - x[0]) + 1) / (width * step)).astype(int)
-    return np.asarray(integral[places[places < _HAT_POINTS]][::-1])
-
-
-def _hat_transform(series: Values, width: int, count: int) -> Values:
-    """The first ``count`` coefficients of one series at one width."""
-    hat = _hat_integral(width)
-    first = (len(hat) - 2) // 2
-    return np.asarray(-math.sqrt(width) * np.diff(np.convolve(series, hat)[first : first + count + 1]))
-
-
-@lru_cache(maxsize=8)
-def _hat_matrix(n_samples: int) -> Values:
-    """What each sample adds to each coefficient, shape (samples that matter, widths * coefficients)."""
-    count = min(_N_COEFFICIENTS, n_samples)
-    reach = min(n_samples, max(len(_hat_integral(width)) for width in _WIDTHS) // 2 + count + 1)
-    impulses = np.eye(n_samples, reach)
-    columns = [np.stack([_hat_transform(impulses[:, t], width, count) for t in range(reach)]) for width in _WIDTHS]
-    return np.stack(columns, axis=2).reshape(reach, -1)  # coefficient by coefficient, all widths of each
+    return np.ascontiguousarray(integral[places[places < _HAT_POINTS]][::-1])
 
 
 def _cwt_coefficients(batch: SeriesBatch) -> Values:
     count = min(_N_COEFFICIENTS, batch.n_samples)
-    matrix = _hat_matrix(batch.n_samples)
-    out = np.full((batch.n_series, _N_COEFFICIENTS * len(_WIDTHS)), np.nan)
-    out[:, : count * len(_WIDTHS)] = batch.values[:, : len(matrix)] @ matrix
-    for i in np.flatnonzero(~batch.finite):  # what is not finite spoils only the coefficients that it touches
-        each = [_hat_transform(batch.values[i], width, count) for width in _WIDTHS]
-        out[i, : count * len(_WIDTHS)] = np.stack(each, axis=1).ravel()
+    out = np.full((batch.n_series, _N_COEFFICIENTS, len(_WIDTHS)), np.nan)
+    for k, width in enumerate(_WIDTHS):
+        out[:, :count, k] = _hat_transform(batch.values, _hat_integral(width), count) * -math.sqrt(width)
+    return out.reshape(batch.n_series, -1)
+
+
+@kernel
+def _hat_transform(values: Values, hat: Values, count: int) -> Values:
+    """The first ``count`` differences in the middle of each series' convolution with ``hat``.
+
+    Products are added as ``numpy.convolve`` adds them, along the longer of the two: near a start without events these
+    differences are little more than the rounding of their sums.
+    """
+    n_series, n_samples = values.shape
+    out = np.empty((n_series, count))
+    first = (len(hat) - 2) // 2
+    backward = hat[::-1].copy()
+    for i in range(n_series):
+        one, other = values[i], backward
+        if len(hat) > n_samples:
+            one, other = hat, values[i][::-1].copy()
+        before = 0.0
+        for k in range(first, first + count + 1):
+            start, end = max(0, k + 1 - len(other)), min(k + 1, len(one))
+            shift = len(other) - 1 - k
+            now = np.dot(one[start:end], other[start + shift : end + shift])
+            if k > first:
+                out[i, k - first - 1] = now - before
+            before = now
     return out
 
 

@@ -143,11 +143,11 @@ def _agreement(windows: np.ndarray, count: int, tell: Callable[[str], None]) -> 
     tell(f"{share:.4%} of {cells:,} cells agree")
     of_each = Counter(name.partition("__")[0] for name in names)
     rows = [
-        [f"`{name}`", str(bad), f"{bad / (of_each[name] * len(ours)):.3%}", f"{farthest[name]:.1g}"]
+        [f"`{name}`", str(bad), f"{bad / (of_each[name] * len(ours)):.2%}", f"{farthest[name]:.1g}"]
         for name, bad in differing.most_common()
     ]
     return (
-        f"Agreement over {len(few)} windows, {cells:,} cells, with numpy's sort made stable for tsfresh: **{share:.3%}** "
+        f"Agreement over {len(few)} windows, {cells:,} cells, numpy's sort made stable for tsfresh: **{share:.3%}** "
         "are the same within a relative 1e-6, a NaN on one side counted as different (bar: 99.5 %). Every exception, "
         "explained in `features/efficient/differences.md` (`inf`: NaN on one side):\n\n"
         + table(["calculator", "cells that differ", "of its cells", "at most by"], rows or [["none", "0", "0 %", ""]])
