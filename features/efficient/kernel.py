@@ -19,12 +19,20 @@ def kernel(function: _Function) -> _Function:
 
     Division by zero gives infinity or NaN, as in numpy. Nothing is reordered: a sum has the same rounding everywhere.
     """
-    return cast(_Function, numba.njit(cache=True, error_model="numpy", nogil=True)(function))
+    return _compiled(function, fastmath=False)
 
 
 def loose_kernel(function: _Function) -> _Function:
     """Compile as ``kernel`` does, but let sums be added in whatever order is quickest."""
-    return cast(_Function, numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"reassoc"})(function))
+    return _compiled(function, fastmath={"reassoc"})
+
+
+def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
+    options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": fastmath}
+    try:
+        return cast(_Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # no folder, neither here nor of the user's, where code could be kept: each process compiles
+        return cast(_Function, numba.njit(**options)(function))
 
 
 def drop_stale_code(folder: Path) -> None:

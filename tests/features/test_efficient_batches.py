@@ -11,7 +11,7 @@ import pytest
 
 from features.efficient import compilation_told, efficient, efficient_names
 from features.efficient.arithmetic import pairwise_sum, quantile_of
-from features.efficient.kernel import drop_stale_code
+from features.efficient.kernel import drop_stale_code, kernel
 
 
 def values_of(series: list[float], *names: str) -> list[float]:
@@ -115,3 +115,9 @@ def test_code_older_than_any_source_is_compiled_anew(tmp_path: Path):
     os.utime(source, (3000, 3000))
     drop_stale_code(tmp_path)
     assert not index.exists()
+
+
+def test_a_kernel_without_a_place_to_be_kept_is_compiled_all_the_same():
+    names: dict[str, object] = {}
+    exec("def double(x): return 2 * x", names)  # of no file, so nothing can be kept beside it
+    assert kernel(names["double"])(21) == 42  # type: ignore[type-var]
