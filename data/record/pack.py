@@ -39,7 +39,7 @@ LOG_COLUMNS = (
     "gres_used array_max_tasks array_task_pending constraints flags mem_req partition priority state timelimit "
     "time_submit time_eligible time_start time_end time_suspended track_steps tres_alloc tres_req job_type"
 ).split()
-GPU_TRES = {"h200": 1003, "h100": 1004}
+GPU_TRES = {"h200": 1003, "h100-sxm5": 1004}
 NO_ARRAY_TASK = 2**32 - 2
 COMPLETED = 3
 
@@ -164,7 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--gpu-name", choices=list(GPU_TRES), default="h200", help="the type's name among the scheduler's resources")
+    parser.add_argument("--gpu-name", choices=list(GPU_TRES), default="h200", help="type of the GPUs")
     arguments = parser.parse_args()
     root = arguments.archive.name.partition(".")[0]
     files = sorted(make_files(arguments.folders, arguments.gpu_name))
