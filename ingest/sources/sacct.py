@@ -106,7 +106,18 @@ def _goes_on(table: Table, held: list[str], line: str) -> bool:
     have = 1 + sum(each.count(table.separator) for each in held)
     if have <= table.free[0]:  # it ends before any text in which a line can break
         return False
-    return have < table.width or not _begins(table, line.split(table.separator))
+    cells = line.split(table.separator)
+    if have < table.width or not _begins(table, cells):
+        return True
+    return not cells[0].strip() and not _is_whole(table, held)  # no row begins with nothing
+
+
+def _is_whole(table: Table, held: list[str]) -> bool:
+    """Return whether these lines are a row of a job with its state, which sacct never leaves out."""
+    try:
+        return parse_row(table, "\n".join(held)).get("state") is not None
+    except ValueError:
+        return False
 
 
 def _begins(table: Table, cells: list[str]) -> bool:

@@ -197,7 +197,7 @@ def test_two_labelled_classes_are_scored_and_a_job_too_short_for_a_window_is_cou
     short.write_text("\n".join(short.read_text().splitlines()[:100]) + "\n")
     labels = [f"{job},{'vgg11' if job % 2 else 'pna'}" for job in range(1, 13)]
     (recording / "labelled_jobids.csv").write_text("\n".join(["id_job,model", *labels]) + "\n")
-    report = run_demo(recording, tmp_path / "lake", tmp_path / "demo.html", runner=SerialRunner())
+    report = run_demo([recording], tmp_path / "lake", tmp_path / "demo.html", runner=SerialRunner())
     assert (report.windows, report.series_without_window) == (11, 1)
     assert report.accuracy["accuracy"] == 1.0
     assert {row.label: (row.jobs, row.recall) for row in report.classes} == {"vgg11": (6, 1.0), "pna": (6, 1.0)}
