@@ -18,7 +18,18 @@ from ingest.checksum import join_blocks
 from ingest.errors import JobwattError, LakeError, SourceError
 from ingest.head import STAGING, Head, writing
 from ingest.quality import is_defect
-from ingest.records import CommitResult, CommitSpec, FileRecord, IngestPlan, PlanSpec, ScanFile, ScanResult, ScanSpec
+from ingest.records import (
+    UNTOLD,
+    CommitResult,
+    CommitSpec,
+    FileRecord,
+    IngestPlan,
+    PlanSpec,
+    ScanFile,
+    ScanResult,
+    ScanSpec,
+    SmiOptions,
+)
 from ingest.runner import PoolRunner, Runner, usable_cores
 from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
 from ingest.sources.remote import is_url
@@ -80,6 +91,7 @@ def ingest(
     force: bool = False,
     anonymous: bool = False,
     max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES,
+    smi: SmiOptions = UNTOLD,
     progress: Callable[[Progress], None] | None = None,
 ) -> IngestReport:
     """Take an archive into a lake and return what became of it.
@@ -90,6 +102,7 @@ def ingest(
     cluster : name under which the rows stand; by default the layout's (supercloud, supercloud-hpca22, recording)
     runner : where the tasks run; a pool of as many processes as there are cores where None
     force : take files that became shorter
+    smi : what the output of nvidia-smi does not say of itself
     anonymous : access S3 without credentials
 
     Raises
@@ -110,7 +123,9 @@ def ingest(
         with writing(root) as head:
             run = _Run(root, head, active, progress)
             try:
-                result = run.ingest(where, cluster, force, anonymous, max_member_bytes)
+                result = run.ingest(
+                    where, cluster, force=force, anonymous=anonymous, max_member_bytes=max_member_bytes, smi=smi
+                )
             finally:
                 run.clean()
     except OSError as error:
@@ -141,14 +156,14 @@ class _Run:
         self._specs: dict[str, ScanSpec] = {}
 
     def ingest(
-        self, source: str, cluster: str | None, force: bool, anonymous: bool, max_member_bytes: int
+        self, source: str, cluster: str | None, *, force: bool, anonymous: bool, max_member_bytes: int, smi: SmiOptions
     ) -> CommitResult:
         """Plan, scan and commit."""
         self._clean_others()
         self._folder.mkdir(parents=True, exist_ok=True)
         staging, lake = str(self._folder), str(self._root)
         spec = PlanSpec(
-            source, lake, staging, self._runner.workers, self._head, cluster, anonymous, force, max_member_bytes
+            source, lake, staging, self._runner.workers, self._head, cluster, anonymous, force, max_member_bytes, smi
         )
         if isinstance(self._runner, PoolRunner):
             self._runner.warm(tasks.warm)

@@ -63,7 +63,7 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     cluster = spec.cluster or supercloud.layout_of([m.plain_name for m in members])
     inputs = _inputs(spec, cluster)
     known = _known(inputs)
-    found = _sort(members, known, inputs)
+    found = _sort(members, known, inputs, spec.smi.node)
     found.ignored += [m.name for m in listing.members if root and not m.name.startswith(root + "/")]
     rows, texts = _look_into(found, spec)
     records = _refused_members(listing, root)
@@ -72,7 +72,9 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     for member, (data, problem) in texts.items():
         tres.take(member, data, problem)
     files = tres.read_again(found.files) if tres.is_changed else found.files
-    template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes)
+    template = ScanSpec(
+        (), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes, spec.smi
+    )
     specs, verify = _cut(files, template, spec)
     total = sum(max(f.member.size, 0) for f in files)
     return IngestPlan(
@@ -99,7 +101,7 @@ def _known(inputs: pl.DataFrame) -> dict[str, Known]:
     return {name: Known(size, checksum, rows_in) for name, size, checksum, rows_in in rows.iter_rows()}
 
 
-def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) -> _Sorted:
+def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame, node: str) -> _Sorted:
     found = _Sorted()
     owners = _owners(inputs)
     seen: set[str] = set()
@@ -107,6 +109,8 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
         name = member.plain_name
         kind = supercloud.classify(name)
         parsed = supercloud.parse_name(KINDS[kind], name) if kind in KINDS else None
+        if parsed is not None and KINDS[kind].is_of_node:
+            parsed = (0, node or parsed[1])
         if kind == "other":
             found.ignored.append(member.name)
         elif name in seen:
@@ -117,6 +121,10 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
             found.refused.append((member, "unknown_file", ""))
         elif parsed is None:
             found.refused.append((member, "bad_file_name", ""))
+        elif parsed == (0, "") and KINDS[kind].is_of_node:
+            found.refused.append(
+                (member, "bad_file_name", "no node in it; name it nvidia-smi-NODE.csv, or give --node")
+            )
         elif kind in _ONE_FILE_A_JOB and (owner := owners.setdefault((kind, parsed[0]), name)) != name:
             found.refused.append((member, "series_from_other_file", owner))
         else:
@@ -268,7 +276,13 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
 def _can_share(file: ScanFile) -> bool:
     """Return whether several tasks can read one file: large, its bytes addressable, its rows independent."""
     member = file.member
-    return file.kind != "jobs" and not member.codec and member.size > 2 * BLOCK_BYTES and not is_url(member.location)
+    return (
+        file.kind != "jobs"
+        and KINDS[file.kind].parse is None
+        and not member.codec
+        and member.size > 2 * BLOCK_BYTES
+        and not is_url(member.location)
+    )
 
 
 def cut_shares(file: ScanFile) -> list[ScanFile]:

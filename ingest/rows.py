@@ -17,7 +17,8 @@ from ingest.reading import Source, cut_pieces
 from ingest.records import ScanFile
 from ingest.sources import delimited, quick, slurm_log
 from ingest.sources.delimited import Header
-from ingest.sources.supercloud_columns import KINDS, LAKE_COLUMN, Context, FileKind, memory_unit
+from ingest.sources.file_kind import Context, FileKind
+from ingest.sources.supercloud_columns import KINDS, LAKE_COLUMN, memory_unit
 from ingest.staging import Staging
 
 BATCH_BYTES: Final = 4 * 1024**2
@@ -119,9 +120,7 @@ class Rows:
         """Yield the sound rows of a doubtful piece of text, the others going to quarantine."""
         kind = KINDS[file.kind]
         for piece in cut_pieces(body, CAREFUL_BYTES):
-            parsed = delimited.parse_careful(
-                piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
-            )
+            parsed = kind.parse_careful(piece, header, line, state.context if state else self._context)
             self._staging.reject(
                 (file.name, number, 1, kind.table, reason, detail, raw)
                 for number, reason, detail, raw in parsed.rejected
@@ -200,9 +199,10 @@ class Rows:
             frame = pl.concat(frames, how="diagonal_relaxed")
             frame = batches.order(frame, kind.table).frame
         if kind.name_pattern is not None:
-            jobs = pl.Series([f.job_id for f in files], dtype=pl.Int64)
             at = frame[batches.FILE]
-            columns = [jobs[at].alias("job_id")]
+            columns: list[pl.Series] = []
+            if not kind.is_of_node:
+                columns.append(pl.Series([f.job_id for f in files], dtype=pl.Int64)[at].alias("job_id"))
             if kind.table == "gpu_samples":
                 names = list(dict.fromkeys(f.node for f in files))
                 nodes = pl.Series([f.node for f in files], dtype=pl.Enum(names))
@@ -248,6 +248,8 @@ def _parse_bodies(
     bodies: Sequence[bytes | memoryview], header: Header, kind: FileKind
 ) -> tuple[pl.DataFrame | None, list[int]]:
     """Return the typed rows of clean texts and the number of rows of each; None where any of them is doubtful."""
+    if kind.parse is not None:
+        return None, []
     if kind.table == "gpu_samples" and (found := quick.parse(bodies, header, kind.types)) is not None:
         return found
     rows = [int(np.count_nonzero(np.frombuffer(body, np.uint8) == _NEWLINE)) for body in bodies]
@@ -261,9 +263,7 @@ def _parse_bodies(
 def _with_lines(kind: FileKind, header: Header, body: bytes, line: int, context: Context) -> Iterator[pl.DataFrame]:
     """Yield the sound rows of a text that has been parsed before, with their line numbers and raw lines."""
     for piece in cut_pieces(body, CAREFUL_BYTES):
-        parsed = delimited.parse_careful(
-            piece, header, kind.types, first_line=line, required=kind.required, exact=kind.exact
-        )
+        parsed = kind.parse_careful(piece, header, line, context)
         yield kind.finish(parsed.frame, context).frame
         line += piece.count(b"\n")
 

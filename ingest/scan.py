@@ -15,8 +15,9 @@ from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.rows import Rows, SmallFile
 from ingest.sources import archive, delimited
 from ingest.sources.delimited import Header
+from ingest.sources.file_kind import Context
 from ingest.sources.inflate import ByteStream
-from ingest.sources.supercloud_columns import KINDS, Context
+from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import Staging
 
 CHUNK_BYTES: Final = 4 * 1024**2
@@ -24,7 +25,7 @@ CHUNK_BYTES: Final = 4 * 1024**2
 
 _HEADER_BYTES = 256 * 1024
 _BLANK_BYTES = 4096
-_SEQUENTIAL = frozenset({"jobs", "node"})
+_SEQUENTIAL = frozenset({"jobs", "node", "smi_query", "smi_dmon"})
 
 
 def scan_files(spec: ScanSpec) -> ScanResult:
@@ -75,7 +76,7 @@ class _Scan:
         self._small: list[SmallFile] = []
         self._small_bytes = 0
         self._bytes_read = 0
-        self._rows = Rows(self.staging, Context(spec.tres_names))
+        self._rows = Rows(self.staging, Context(spec.tres_names, smi=spec.smi))
 
     def finish(self) -> ScanResult:
         """Parse what waits, close everything, and return the result."""
@@ -117,18 +118,18 @@ class _Scan:
         if self._is_settled(file, source) or (found := self._header(file, data, source)) is None:
             return
         header, offset = found
-        self._records.append(_record(file, header, source))
+        self._records.append(_record(file, header, source, self._spec))
         if source.problem:
             self._rows.count(file, *source.problem)
             self._flush_small()
-            self._rows.take(file, header, [data[offset:]], 2, source)
+            self._rows.take(file, header, [data[offset:]], 1 + (offset > 0), source)
             return
         data = data if data.endswith(b"\n") else data + b"\n"
         if len(data) - offset <= _BLANK_BYTES and data[offset:].isspace():
             return
         if file.kind in _SEQUENTIAL:
             self._flush_small()
-            self._rows.take(file, header, [data[offset:]], 2, source)
+            self._rows.take(file, header, [data[offset:]], 1 + (offset > 0), source)
             return
         self._small.append(SmallFile(file, header, memoryview(data)[offset:]))
         self._small_bytes += len(data)
@@ -142,7 +143,9 @@ class _Scan:
         header, offset = found
         self._flush_small()
         mark = self.staging.mark()
-        self._rows.take(file, header, delimited.iter_chunks(source, PIECE_BYTES, head[offset:]), 2, source)
+        self._rows.take(
+            file, header, delimited.iter_chunks(source, PIECE_BYTES, head[offset:]), 1 + (offset > 0), source
+        )
         if file.known and self._is_settled(file, source):
             self.staging.rollback(mark, file.name)
             return
@@ -152,7 +155,7 @@ class _Scan:
             return
         if source.problem:
             self._rows.count(file, *source.problem)
-        self._records.append(_record(file, header, source))
+        self._records.append(_record(file, header, source, self._spec))
 
     def _read_share(self, file: ScanFile, source: Source) -> None:
         """Read the lines that begin in [start, stop) of a file that several tasks share."""
@@ -167,7 +170,12 @@ class _Scan:
             self._rows.count(file, *source.problem)
         blocks = share.hash.blocks()
         self._records.append(
-            replace(_record(file, found[0], source), size=share.hash.size, checksum=",".join(blocks), lines=share.lines)
+            replace(
+                _record(file, found[0], source, self._spec),
+                size=share.hash.size,
+                checksum=",".join(blocks),
+                lines=share.lines,
+            )
         )
 
     def _is_settled(self, file: ScanFile, source: Source) -> bool:
@@ -175,7 +183,7 @@ class _Scan:
         known = file.known
         if known is None:
             return False
-        if known.size == source.hash.size and known.checksum == join_blocks(source.hash.blocks()):
+        if known.size == source.hash.size and known.checksum == _checksum(file, source, self._spec):
             record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
             self._records.append(replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in))
             return True
@@ -196,15 +204,18 @@ class _Scan:
     ) -> tuple[Header, int] | None:
         """Return the mapped header and where the rows begin, or None where the file had to be refused."""
         offset = 0
-        if names is None:
+        kind = KINDS[file.kind]
+        if names is None and kind.read_header is not None:
+            names, offset = kind.read_header(data, self._spec.smi)
+        elif names is None:
             names, offset = delimited.split_header(data)
         if not names:
-            self.refuse(file, *(source.problem or ("empty_file", "no header")), count_rows(data[offset:], source))
+            problem = ("no_header", "") if kind.read_header and data.strip() else ("empty_file", "no header")
+            self.refuse(file, *(source.problem or problem), count_rows(data[offset:], source))
             return None
         if any("\r" in name for name in names):
             self.refuse(file, "bad_line_ends", "carriage returns alone", 0)
             return None
-        kind = KINDS[file.kind]
         header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
         first_share = file.start == 0
         absent = [n for n in header.missing if kind.column_map.get(n) in kind.required]
@@ -233,7 +244,13 @@ class _Scan:
             waiting = waiting[n:]
 
 
-def _record(file: ScanFile, header: Header, source: Source) -> FileRecord:
+def _record(file: ScanFile, header: Header, source: Source, spec: ScanSpec) -> FileRecord:
     status = "replaced" if file.known else "new"
-    checksum = join_blocks(source.hash.blocks())
+    checksum = _checksum(file, source, spec)
     return FileRecord(file.name, file.kind, status, source.hash.size, checksum, unknown_columns=header.unknown)
+
+
+def _checksum(file: ScanFile, source: Source, spec: ScanSpec) -> str:
+    """Return the checksum of a file; where its meaning hangs on options, they are part of it."""
+    checksum = join_blocks(source.hash.blocks())
+    return checksum + spec.smi.mark if KINDS[file.kind].parse is not None else checksum

@@ -203,7 +203,7 @@ def parse_careful(
     required : columns whose cells may not be missing
     exact : columns (ids) that must be written as plain integers
     """
-    lines, numbers, rejected = _split_lines(body, first_line)
+    lines, numbers, rejected = split_lines(body, first_line)
     rows_in = len(lines) + len(rejected)
     fields = _split_fields(lines)
     good: list[list[str]] = []
@@ -221,13 +221,13 @@ def parse_careful(
     text = pl.DataFrame(
         {c: pl.Series(cells_by_field[i], dtype=pl.String) for i, c in enumerate(header.columns) if c is not None}
     ).with_columns(pl.Series("line", keep_number, dtype=pl.Int64), pl.Series("raw", keep_raw, dtype=pl.String))
-    frame, bad, sentinels = _type_cells(text, types, required, exact)
+    frame, bad, sentinels = type_cells(text, types, required, exact)
     rejected += bad
     rejected.sort()
     return Parsed(frame, rows_in, rejected, sentinels)
 
 
-def _split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], list[tuple[int, str, str, str]]]:
+def split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], list[tuple[int, str, str, str]]]:
     lines: list[str] = []
     numbers: list[int] = []
     rejected: list[tuple[int, str, str, str]] = []
@@ -265,7 +265,7 @@ def _split_quoted(line: str) -> list[str]:
         return line.split(",")
 
 
-def _type_cells(
+def type_cells(
     text: pl.DataFrame, types: Mapping[str, pl.DataType], required: frozenset[str], exact: frozenset[str]
 ) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]], dict[str, int]]:
     """Return the typed frame of sound rows, the other rows with their first reason, and sentinels by column."""

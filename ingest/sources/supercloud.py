@@ -15,7 +15,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ingest.errors import SourceError
-from ingest.sources.supercloud_columns import FileKind
+from ingest.sources import nvidia_smi
+from ingest.sources.file_kind import FileKind
 
 _ROOT_FILES: Final = {
     "slurm-log.csv": "jobs",
@@ -50,10 +51,12 @@ def find_root(names: list[str]) -> str:
         root = _root_of(PurePosixPath(name))
         if root is not None:
             roots[root] = roots.get(root, 0) + 1
+    if not roots and any(nvidia_smi.classify(name) for name in names):
+        return ""
     if not roots:
         raise SourceError(
             "no table of the Datacenter Challenge or HPCA'22 layout found; expected slurm-log.csv, gpu/NNNN/…csv, "
-            f"nvidia_smi.csv, … among {len(names)} files"
+            f"nvidia_smi.csv, nvidia-smi-NODE.csv, … among {len(names)} files"
         )
     if len(roots) > 1:
         raise SourceError(f"several releases side by side ({', '.join(sorted(roots))}); give one of them")
@@ -78,6 +81,8 @@ def classify(name: str) -> str:
     ['gpu', 'cpu_summary', 'unknown', 'other']
     """
     folder, _, file = name.rpartition("/")
+    if not folder and (kind := nvidia_smi.classify(file)):
+        return kind
     if file in _DERIVED or not file.endswith((".csv", ".txt")):
         return "other"
     otherwise = "unknown" if file.endswith(".csv") else "other"
@@ -92,6 +97,8 @@ def layout_of(names: list[str]) -> str:
     top = {name.split("/")[0] for name in names}
     if top & _HPCA_FILES:
         return "supercloud-hpca22"
+    if any(nvidia_smi.classify(name) for name in top) and not top & (_ROOT_FILES.keys() | _FOLDERS.keys()):
+        return "nvidia-smi"
     return "recording" if top & _RECORDING_FILES or "gpu_extended" in top else "supercloud"
 
 
@@ -108,7 +115,7 @@ def parse_name(kind: FileKind, name: str) -> tuple[int, str] | None:
     if match is None:
         return None
     groups = match.groupdict()
-    return int(groups["job"]), groups.get("node") or ""
+    return int(groups.get("job") or 0), groups.get("node") or ""
 
 
 def parse_tres_mapping(text: str) -> tuple[dict[int, str], list[tuple[int, str]], int]:

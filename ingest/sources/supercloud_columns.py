@@ -11,16 +11,16 @@ Samsi et al. 2021, The MIT Supercloud Dataset, arXiv 2108.02037. Slurm's job pro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
 
 from ingest.reference import workload_classes
-from ingest.schemas import CPU_SUMMARY_COLUMN_MAP, TABLES, TIME
-from ingest.sources import slurm_log
-from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J, US_PER_S
+from ingest.schemas import CPU_SUMMARY_COLUMN_MAP, TABLES
+from ingest.sources import nvidia_smi, slurm_log
+from ingest.sources.file_kind import Context, FileKind, Finished, epoch_to_time
+from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J
 
 GPU_COLUMN_MAP: Final = {
     "timestamp": "time_epoch_s",
@@ -153,51 +153,10 @@ _KIB_LEAST = 262_144.0
 _PAIR = r"^[^|:]*:\d+(\|[^|:]*:\d+)*\|?$"
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What finishing needs to know beside the rows: of the source, and of the piece's place in its file."""
-
-    tres_names: Mapping[int, str] = field(default_factory=dict)
-    mem_unit: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Rows of the lake's table, and counts of what was seen: (job_id or None, reason, detail) to how often."""
-
-    frame: pl.DataFrame
-    counts: dict[tuple[int | None, str, str], int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class FileKind:
-    """One kind of file.
-
-    ``column_map`` has the release's own columns (their absence is reported), ``optional`` further spellings and extras.
-    ``name_pattern`` gives groups ``job`` and ``node`` from the file's name where it tells them.
-    """
-
-    name: str
-    table: str
-    column_map: Mapping[str, str]
-    types: Mapping[str, pl.DataType]
-    required: frozenset[str]
-    finish: Callable[[pl.DataFrame, Context], Finished]
-    optional: Mapping[str, str] = field(default_factory=dict)
-    ignored: frozenset[str] = frozenset({"", "Unnamed: 0"})
-    name_pattern: re.Pattern[str] | None = None
-    exact: frozenset[str] = frozenset({"job_id"})
-
-
 def _types(table: str, column_map: Mapping[str, str], **own: pl.DataType) -> dict[str, pl.DataType]:
     """Return the type in which each column is parsed: the lake's, or its own where units or names differ."""
     lake = TABLES[table].columns
     return {column: own.get(column) or lake[column] for column in column_map.values()}
-
-
-def epoch_to_time(column: str = "time_epoch_s") -> pl.Expr:
-    """Return an expression: seconds since 1970 (float64, exact to a microsecond until 2100) to the lake's time."""
-    return (pl.col(column) * US_PER_S).round().cast(pl.Int64).cast(TIME).alias("time")
 
 
 def _time_columns(frame: pl.DataFrame) -> list[pl.Expr]:
@@ -294,6 +253,7 @@ _GPU_IGNORED = frozenset({"", "Unnamed: 0", "ElapsedTime"})
 KINDS: Final[dict[str, FileKind]] = {
     kind.name: kind
     for kind in (
+        *nvidia_smi.KINDS,
         FileKind(
             "gpu",
             "gpu_samples",
