@@ -17,3 +17,19 @@ class LakeError(JobwattError):
 
 class LakeBusyError(LakeError):
     """Another process is writing this lake."""
+
+
+class SpoolError(JobwattError):
+    """A spool cannot be written or read: no room, no permission, or another program's folder."""
+
+
+class SpoolBusyError(SpoolError):
+    """Another collector is writing this spool."""
+
+
+class HardwareError(JobwattError):
+    """A meter does not answer: no driver, no permission, no such device."""
+
+
+class GpuLostError(HardwareError):
+    """One GPU stopped answering; the others may go on."""

@@ -1,0 +1,196 @@
+"""``jobwatt collect``: this node's telemetry into a spool, as a service or while one command runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from app.cli import DATA_PROBLEM
+from app.output import Show, with_format
+from app.settings import load, with_lake
+
+if TYPE_CHECKING:
+    from ingest.collectors.run import Options
+
+SECONDS = click.FloatRange(min=0)
+
+
+def _node_name(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    from ingest.collectors.spool import check_node
+
+    try:
+        return name if name is None else check_node(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _address(ctx: click.Context, parameter: click.Parameter, address: str | None) -> str | None:
+    from ingest.collectors.exporter import parse_address
+
+    try:
+        if address is not None:
+            parse_address(address)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return address
+
+
+def _gpu_numbers(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    words = [word for word in text.split(",") if word]
+    if not all(word.isdigit() for word in words):
+        raise click.BadParameter(f"{text!r}; give numbers, as in 0,1")
+    return tuple(map(int, words))
+
+
+@click.command()
+@click.option("--spool", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to.")
+@click.option("--gpu-interval", type=SECONDS, default=0.1, show_default=True, help="Seconds; 0: no GPUs.")
+@click.option("--process-interval", type=SECONDS, default=10.0, show_default=True, help="Seconds; 0: no processes.")
+@click.option("--node-interval", type=SECONDS, default=300.0, show_default=True, help="Seconds; 0: no node readings.")
+@click.option("--node", callback=_node_name, help="Name of this node.  [default: the host's, up to its first dot]")
+@click.option(
+    "--probe",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder whose file system is timed by writing and syncing 4 KiB.  [default: the spool's]",
+)
+@click.option(
+    "--prometheus", metavar="HOST:PORT", callback=_address, help="Serve metrics there; without HOST to this node alone."
+)
+@click.option(
+    "--replay", type=click.Path(path_type=Path, exists=True), help="Play recorded GPU files instead of asking NVML."
+)
+@click.option("--duration", type=SECONDS, help="Stop after so many seconds.  [default: on SIGTERM or SIGINT]")
+@click.option("--label", metavar="NAME", help="Collect while COMMAND runs, and note that it is a NAME.")
+@click.option("--gpus", metavar="N,N", callback=_gpu_numbers, help="COMMAND's GPUs.  [default: $CUDA_VISIBLE_DEVICES]")
+@click.option("--systemd", is_flag=True, help="Print systemd units for this collector and its follower, and end.")
+@with_lake
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@with_format
+def collect(
+    show: Show,
+    *,
+    spool: Path,
+    gpu_interval: float,
+    process_interval: float,
+    node_interval: float,
+    node: str | None,
+    probe: Path | None,
+    prometheus: str | None,
+    replay: Path | None,
+    duration: float | None,
+    label: str | None,
+    gpus: tuple[int, ...] | None,
+    systemd: bool,
+    lake: Path | None,
+    command: tuple[str, ...],
+) -> None:
+    """Collect this node's telemetry into a spool until stopped; or, with --label, while a COMMAND runs.
+
+    GPUs are read by NVML (power, clocks, utilization, …), processes of jobs and the node by /proc and /sys. Samples
+    survive a `kill -9` up to the last seconds; `jobwatt lake ingest SPOOL` takes them into a lake. A GPU's rows carry
+    the Slurm job whose processes use it. Of a labelled run, the GPUs' energy is told twice at its end, by counter and
+    by integral, and the exit code is that of COMMAND; --lake is for --systemd.
+
+    Example: jobwatt collect --spool /var/spool/jobwatt --label resnet50 -- python train.py
+    """
+    if systemd:
+        click.echo(systemd_units(_given_words(), spool.absolute(), load(lake=lake).lake.absolute(), probe), nl=False)
+        return
+    if label is None and (command or gpus is not None):
+        raise click.UsageError("a COMMAND and --gpus need --label NAME, which says what it is.")
+    if label is not None and not command:
+        raise click.UsageError("--label needs the COMMAND that is to run, after --.")
+    if label is not None and duration is not None:
+        raise click.UsageError("--duration is for collecting until stopped; a labelled run ends with its COMMAND.")
+    from ingest.collectors.run import Options
+    from ingest.collectors.service import Plan
+
+    plan = Plan(gpu_interval, process_interval, node_interval, probe=probe)
+    options = Options(spool, node, plan, replay, prometheus, duration)
+    if label is None:
+        from ingest.collectors.run import collect as collect_until_stopped
+
+        collect_until_stopped(options)
+        return
+    _run_labelled(show, options, label, command, gpus)
+
+
+def _run_labelled(
+    show: Show, options: Options, label: str, command: tuple[str, ...], gpus: tuple[int, ...] | None
+) -> None:
+    """Run the command; what is told of it goes to standard error, and to --output where that or --format is given."""
+    if shutil.which(command[0]) is None:
+        raise click.UsageError(f"{command[0]}: no such command.")
+    from ingest.collectors.run import collect_run, report_lines
+
+    report = collect_run(options, label, command, gpus)
+    click.echo("\n".join(report_lines(report)), err=True)
+    context = click.get_current_context()
+    told = (context.get_parameter_source(name) for name in ("output_format", "output"))
+    if any(source is ParameterSource.COMMANDLINE for source in told):
+        show(report)
+    context.exit(report.exit_code or (DATA_PROBLEM if report.problem else 0))
+
+
+def _given_words() -> list[str]:
+    """Return the options of this command line that belong into a collector's unit, with absolute paths."""
+    context, words = click.get_current_context(), []
+    for name in ("gpu_interval", "process_interval", "node_interval", "node", "probe", "prometheus", "replay"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = context.params[name]
+            words += [f"--{name.replace('_', '-')}", str(value.absolute() if isinstance(value, Path) else value)]
+    return words
+
+
+def systemd_units(words: list[str], spool: Path, lake: Path, probe: Path | None = None) -> str:
+    """Return the units of a collector with these further options and of the follower that feeds a lake from its spool.
+
+    Both run as root: other users' ``/proc/PID/io`` and the processor's energy counters are closed to everybody else.
+    """
+    jobwatt = str(Path(sys.executable).with_name("jobwatt"))
+    collector = [jobwatt, "collect", "--spool", str(spool), *words]
+    follower = [jobwatt, "lake", "ingest", str(spool), "--follow", "--lake", str(lake)]
+    own = [spool] if probe is None else [spool, probe.absolute()]
+    return "\n".join(
+        (
+            _unit("jobwatt-collect", "jobwatt collector: telemetry of this node into a spool", collector, own),
+            _unit("jobwatt-follow", "jobwatt follower: the spool into a lake", follower, [lake, spool]),
+        )
+    )
+
+
+def _unit(name: str, text: str, command: list[str], writes: list[Path]) -> str:
+    words, folders = " ".join(map(_systemd_word, command)), [_systemd_word(str(folder)) for folder in writes]
+    return f"""# /etc/systemd/system/{name}.service
+[Unit]
+Description={text}
+After=local-fs.target remote-fs.target
+
+[Service]
+ExecStartPre=+/bin/mkdir -p {" ".join(folders)}
+ExecStart={words}
+Restart=on-failure
+RestartSec=30
+KillSignal=SIGTERM
+TimeoutStopSec=30
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ReadWritePaths={" ".join(folders)}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _systemd_word(word: str) -> str:
+    """Return a word as systemd reads it back: %, $ and quotes taken literally, quoted where there is a space."""
+    plain = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace('"', '\\"')
+    return f'"{plain}"' if any(letter.isspace() for letter in plain) or not plain else plain

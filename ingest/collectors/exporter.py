@@ -1,0 +1,165 @@
+"""Prometheus metrics of a running service: base units, few labels, jobs through an info metric."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from ingest.errors import HardwareError
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from ingest.collectors.service import Service
+
+GPU_GAUGES: Final = {
+    "gpu_utilization_ratio": ("Share of the last sampling period in which a kernel ran.", "gpu_util_pct", 0.01),
+    "gpu_memory_utilization_ratio": ("Share of time in which memory was accessed.", "memory_util_pct", 0.01),
+    "gpu_memory_used_bytes": ("Memory in use, with what the driver keeps.", "memory_used_mib", 2**20),
+    "gpu_memory_free_bytes": ("Memory free.", "memory_free_mib", 2**20),
+    "gpu_temperature_celsius": ("Temperature of the GPU.", "gpu_temp_c", 1),
+    "gpu_memory_temperature_celsius": ("Temperature of its memory.", "memory_temp_c", 1),
+    "gpu_power_watts": ("Power now.", "power_w", 1),
+    "gpu_power_average_watts": ("Power, averaged by the GPU (about one second).", "power_avg_w", 1),
+    "gpu_power_limit_watts": ("The limit that is enforced.", "power_limit_w", 1),
+    "gpu_sm_clock_hertz": ("Clock of the streaming multiprocessors.", "sm_clock_mhz", 1e6),
+    "gpu_memory_clock_hertz": ("Clock of the memory.", "memory_clock_mhz", 1e6),
+    "gpu_throttle_reasons": ("NVML's bit mask of reasons for a lower clock.", "throttle_reasons", 1),
+}
+"""Metric to what it says, the reading it comes from, and the factor to its base unit."""
+
+GPU_LABELS: Final = ("gpu", "uuid", "node")
+
+
+class ServiceCollector:
+    """What a service knows now, as Prometheus metrics; asked at each scrape, so that sampling pays nothing for it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        yield from self._gpus()
+        yield from self._node()
+        yield from self._own()
+
+    def _gpus(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+        gpu, inventory = self._service.gpu, self._service.inventory
+        if gpu is None or inventory is None:
+            return
+        readings = dict(gpu.latest)
+        for name, (text, field, factor) in GPU_GAUGES.items():
+            gauge = GaugeMetricFamily(f"jobwatt_{name}", text, labels=GPU_LABELS)
+            for index, reading in readings.items():
+                value = getattr(reading, field)
+                if value is not None:
+                    gauge.add_metric(self._labels(index), value * factor)
+            yield gauge
+        energy = CounterMetricFamily(
+            "jobwatt_gpu_energy_joules", "Energy since the driver was loaded.", labels=GPU_LABELS
+        )
+        info = InfoMetricFamily("jobwatt_gpu", "What the GPU is.", labels=GPU_LABELS)
+        jobs = InfoMetricFamily("jobwatt_job", "A job that uses the GPU.", labels=("jobid", *GPU_LABELS))
+        for index, reading in readings.items():
+            labels = self._labels(index)
+            if reading.energy_mj is not None:
+                energy.add_metric(labels, reading.energy_mj / 1000)
+            device = inventory.devices.get(index)
+            if device is not None:
+                info.add_metric(labels, {"name": device.name, "driver_version": device.driver_version})
+            for job_id in sorted(self._service.jobs.jobs_of(index)):
+                jobs.add_metric([str(job_id), *labels], {})
+        yield from (energy, info, jobs)
+
+    def _labels(self, index: int) -> list[str]:
+        inventory = self._service.inventory
+        device = None if inventory is None else inventory.devices.get(index)
+        return [str(index), "" if device is None else device.uuid, self._service.spool.node]
+
+    def _node(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, value in self._service.node.latest.items():
+            gauge = GaugeMetricFamily(f"jobwatt_node_{name}", "The last reading of this node.", labels=("node",))
+            gauge.add_metric([self._service.spool.node], value)
+            yield gauge
+
+    def _own(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        node, counts = self._service.spool.node, dict(self._service.events.counts)
+        cpu = CounterMetricFamily("jobwatt_collector_cpu_seconds", "CPU time of the collector.", labels=("node",))
+        cpu.add_metric([node], time.process_time())
+        memory = GaugeMetricFamily("jobwatt_collector_resident_bytes", "Its resident memory.", labels=("node",))
+        from ingest.collectors.service import resident_mib
+
+        memory.add_metric([node], resident_mib() * 2**20)
+        yield from (cpu, memory)
+        for event in ("late", "missed"):
+            metric = CounterMetricFamily(
+                f"jobwatt_collector_{event}_ticks", f"Ticks that were {event}.", labels=("collector", "node")
+            )
+            for collector in ("gpu", "process", "node"):
+                metric.add_metric([collector, node], counts.get((collector, event), 0))
+            yield metric
+        dropped = CounterMetricFamily(
+            "jobwatt_collector_dropped_rows", "Rows that the disk did not take.", labels=("kind", "node")
+        )
+        for kind in ("gpu", "process", "node"):
+            dropped.add_metric([kind, node], self._service.spool.dropped[kind])
+        yield dropped
+
+
+@contextmanager
+def serve(service: Service, address: str) -> Iterator[int]:
+    """Serve a service's metrics at ``HOST:PORT`` (``:PORT`` and ``PORT`` are this machine alone); gives the port.
+
+    Raises
+    ------
+    HardwareError
+        prometheus-client is not installed, or nothing can listen there.
+    """
+    host, port = parse_address(address)
+    try:
+        from prometheus_client import start_http_server
+        from prometheus_client.core import CollectorRegistry
+    except ImportError as error:
+        raise HardwareError(
+            "prometheus-client is not installed; install it, or collect without --prometheus"
+        ) from error
+    registry = CollectorRegistry()
+    registry.register(ServiceCollector(service))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise HardwareError(f"nothing can listen at {host}:{port} ({error.strerror}); give another address") from error
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        _join(thread)
+
+
+def _join(thread: threading.Thread) -> None:
+    thread.join(5)
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port; without a host it is this machine alone.
+
+    Examples
+    --------
+    >>> parse_address("9500"), parse_address("0.0.0.0:9500"), parse_address("[::1]:9500")
+    (('127.0.0.1', 9500), ('0.0.0.0', 9500), ('::1', 9500))
+    """
+    found = re.fullmatch(r"(?:(?:\[([0-9a-fA-F:]+)\]|([^:\s]*)):)?(\d{1,5})", address)
+    if found is None or int(found[3]) > 65535:
+        raise ValueError(f"address is {address!r}; give HOST:PORT, as in 127.0.0.1:9500")
+    return found[1] or found[2] or "127.0.0.1", int(found[3])

@@ -1,0 +1,304 @@
+"""GPUs behind one small protocol: NVML, or a recording (`ingest.collectors.replay`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Final, NamedTuple, Protocol
+
+from ingest.errors import GpuLostError, HardwareError
+
+CALLS: Final[Mapping[str, float]] = {
+    "fields": 0.0,
+    "utilization": 0.0,
+    "memory": 0.0,
+    "temperature": 0.0,
+    "sm_clock": 0.0,
+    "throttle_reasons": 0.0,
+    "memory_clock": 1.0,
+    "power_limit": 1.0,
+    "pcie_width": 10.0,
+}
+"""What is asked of NVML for one sample, and how many seconds old the answer may be; 0: asked anew for every sample.
+
+What changes slowly is asked less often, since every call takes CPU time from the jobs; its last value stands in the
+samples between. ``fields`` is one call for four values: instantaneous and averaged power, energy, memory temperature.
+"""
+
+
+class GpuReading(NamedTuple):
+    """One sample of one GPU; None where it has no such sensor or the sensor did not answer. Units last in the names."""
+
+    time_s: float
+    gpu_util_pct: int | None = None
+    memory_util_pct: int | None = None
+    memory_free_mib: int | None = None
+    memory_used_mib: int | None = None
+    gpu_temp_c: int | None = None
+    memory_temp_c: int | None = None
+    power_w: float | None = None
+    pcie_link_width: int | None = None
+    power_avg_w: float | None = None
+    energy_mj: int | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    power_limit_w: float | None = None
+    throttle_reasons: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDevice:
+    """What one GPU is; ``mig_mode`` is 1 where it is cut into instances, 0 where not, None where it cannot be."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total_mib: int | None = None
+    power_limit_w: float | None = None
+    power_limit_default_w: float | None = None
+    power_limit_min_w: float | None = None
+    power_limit_max_w: float | None = None
+    mig_mode: int | None = None
+    driver_version: str = ""
+
+
+class GpuBackend(Protocol):
+    """GPUs of one node. Methods may be called from several threads."""
+
+    def indices(self) -> Sequence[int]:
+        """Return the numbers of the GPUs."""
+        ...
+
+    def read(self, index: int) -> GpuReading:
+        """Return one sample, taken now; raises `GpuLostError` where the GPU no longer answers."""
+        ...
+
+    def describe(self, index: int) -> GpuDevice:
+        """Return what the GPU is; raises `GpuLostError` where it no longer answers."""
+        ...
+
+    def process_ids(self, index: int) -> Sequence[int]:
+        """Return the processes that compute on the GPU, as far as they can be seen."""
+        ...
+
+    def take_refusals(self) -> list[str]:
+        """Return what was refused since the last call (no permission, …), each once."""
+        ...
+
+    def close(self) -> None:
+        """Let the GPUs go."""
+        ...
+
+
+@dataclass(slots=True)
+class _Device:
+    """One GPU's handle, what it cannot tell, and what it told of its slow values."""
+
+    index: int
+    handle: Any
+    uuid: str
+    absent: set[str]
+    held: dict[str, tuple[float, Any]]
+
+
+class NvmlBackend:
+    """The GPUs of this machine, through NVIDIA's management library.
+
+    Parameters
+    ----------
+    nvml
+        The module ``pynvml``; imported here unless given.
+    monotonic
+        The clock that decides when a slow value is asked again.
+
+    Raises
+    ------
+    HardwareError
+        No driver answers, or nobody may ask it.
+    """
+
+    def __init__(
+        self,
+        nvml: ModuleType | None = None,
+        *,
+        calls: Mapping[str, float] = CALLS,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._nvml: Any = nvml if nvml is not None else _import_nvml()
+        self._calls, self._wall, self._monotonic = calls, wall, monotonic
+        self._refusals: list[str] = []
+        n = self._nvml
+        try:
+            n.nvmlInit()
+        except n.NVMLError as error:
+            raise HardwareError(
+                f"no NVIDIA driver answers ({error}); load the driver, check /dev/nvidia*, or collect without "
+                "GPUs: --gpu-interval 0"
+            ) from error
+        self._lost = {n.NVML_ERROR_GPU_IS_LOST, n.NVML_ERROR_RESET_REQUIRED, n.NVML_ERROR_GPU_NOT_FOUND}
+        self._never = {n.NVML_ERROR_NOT_SUPPORTED, n.NVML_ERROR_FUNCTION_NOT_FOUND, n.NVML_ERROR_NO_PERMISSION}
+        self._never |= {n.NVML_ERROR_INVALID_ARGUMENT, n.NVML_ERROR_NOT_FOUND}
+        self._fields = (
+            n.NVML_FI_DEV_POWER_INSTANT,
+            n.NVML_FI_DEV_POWER_AVERAGE,
+            n.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION,
+            n.NVML_FI_DEV_MEMORY_TEMP,
+        )
+        self._devices = self._open()
+
+    def indices(self) -> Sequence[int]:
+        """Return the numbers of the GPUs, as NVML counts them."""
+        return tuple(self._devices)
+
+    def read(self, index: int) -> GpuReading:
+        """Return one sample; its time is the moment before power is read."""
+        n, device = self._nvml, self._devices[index]
+        handle = device.handle
+        time_s = self._wall()
+        power_w, power_avg_w, energy_mj, memory_temp_c = self._read_fields(device)
+        rates = self._ask(device, "utilization", n.nvmlDeviceGetUtilizationRates, handle)
+        memory = self._ask(device, "memory", n.nvmlDeviceGetMemoryInfo, handle)
+        return GpuReading(
+            time_s,
+            None if rates is None else rates.gpu,
+            None if rates is None else rates.memory,
+            None if memory is None else memory.free >> 20,
+            None if memory is None else memory.used >> 20,
+            self._ask(device, "temperature", n.nvmlDeviceGetTemperature, handle, n.NVML_TEMPERATURE_GPU),
+            memory_temp_c,
+            power_w,
+            self._hold(device, "pcie_width", n.nvmlDeviceGetCurrPcieLinkWidth, handle),
+            power_avg_w,
+            energy_mj,
+            self._ask(device, "sm_clock", n.nvmlDeviceGetClockInfo, handle, n.NVML_CLOCK_SM),
+            self._hold(device, "memory_clock", n.nvmlDeviceGetClockInfo, handle, n.NVML_CLOCK_MEM),
+            _watts(self._hold(device, "power_limit", n.nvmlDeviceGetEnforcedPowerLimit, handle)),
+            self._ask(device, "throttle_reasons", n.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+        )
+
+    def describe(self, index: int) -> GpuDevice:
+        """Return what the GPU is; also finds a GPU again that was lost and came back."""
+        n, device = self._nvml, self._devices[index]
+        handle = device.handle = self._handle(device)
+        memory = self._ask(device, "memory", n.nvmlDeviceGetMemoryInfo, handle)
+        limits = (
+            self._ask(device, "power limits", n.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (None,) * 2
+        )
+        mig = self._ask(device, "MIG mode", n.nvmlDeviceGetMigMode, handle)
+        return GpuDevice(
+            index,
+            device.uuid,
+            self._ask(device, "name", n.nvmlDeviceGetName, handle) or "",
+            None if memory is None else memory.total >> 20,
+            _watts(self._ask(device, "power_limit", n.nvmlDeviceGetEnforcedPowerLimit, handle)),
+            _watts(self._ask(device, "default limit", n.nvmlDeviceGetPowerManagementDefaultLimit, handle)),
+            _watts(limits[0]),
+            _watts(limits[1]),
+            None if mig is None else mig[0],
+            self._ask(device, "driver version", n.nvmlSystemGetDriverVersion) or "",
+        )
+
+    def process_ids(self, index: int) -> Sequence[int]:
+        """Return the processes that compute on the GPU; none where the driver does not say."""
+        device = self._devices[index]
+        found = self._ask(device, "processes", self._nvml.nvmlDeviceGetComputeRunningProcesses, device.handle)
+        return [process.pid for process in found or ()]
+
+    def take_refusals(self) -> list[str]:
+        """Return what NVML refused since the last call, each once."""
+        taken, self._refusals = self._refusals, []
+        return taken
+
+    def close(self) -> None:
+        """Let NVML go."""
+        self._nvml.nvmlShutdown()
+
+    def _open(self) -> dict[int, _Device]:
+        n = self._nvml
+        devices = {}
+        try:
+            count = n.nvmlDeviceGetCount()
+        except n.NVMLError as error:
+            raise HardwareError(f"NVML does not count the GPUs ({error}); run nvidia-smi to see why") from error
+        for index in range(count):
+            try:
+                handle = n.nvmlDeviceGetHandleByIndex(index)
+                devices[index] = _Device(index, handle, n.nvmlDeviceGetUUID(handle), set(), {})
+            except n.NVMLError as error:
+                self._refusals.append(f"GPU {index} cannot be opened: {error}")
+        if not devices:
+            why = "; ".join(self._refusals) or "NVML counts none"
+            raise HardwareError(f"no GPU can be read ({why}); collect without GPUs: --gpu-interval 0")
+        return devices
+
+    def _handle(self, device: _Device) -> Any:
+        try:
+            return self._nvml.nvmlDeviceGetHandleByUUID(device.uuid)
+        except self._nvml.NVMLError as error:
+            raise GpuLostError(f"GPU {device.index}: {error}") from error
+
+    def _read_fields(self, device: _Device) -> tuple[float | None, float | None, int | None, int | None]:
+        """Return instantaneous and averaged power in W, energy in mJ, memory temperature in °C, in one call."""
+        n = self._nvml
+        values = self._ask(device, "fields", n.nvmlDeviceGetFieldValues, device.handle, self._fields)
+        power_mw, average_mw, energy_mj, memory_temp_c = (None,) * 4 if values is None else map(_field_value, values)
+        if power_mw is None:
+            power_mw = self._ask(device, "power", n.nvmlDeviceGetPowerUsage, device.handle)
+        if energy_mj is None:
+            energy_mj = self._ask(device, "energy", n.nvmlDeviceGetTotalEnergyConsumption, device.handle)
+        return _watts(power_mw), _watts(average_mw), energy_mj, memory_temp_c
+
+    def _hold(self, device: _Device, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a slow value: the one that was told last while it is young enough, else a new one."""
+        now_s = self._monotonic()
+        until_s, value = device.held.get(name, (now_s, None))
+        if now_s < until_s and name in device.held:
+            return value
+        value = self._ask(device, name, function, *arguments)
+        # the first time, each GPU gets another phase, so that they do not all ask in the same tick
+        age_s = self._calls[name] if name in device.held else self._calls[name] * (1 + device.index) / 8
+        device.held[name] = (now_s + age_s - 0.005, value)
+        return value
+
+    def _ask(self, device: _Device, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what NVML answers; None for what this GPU does not have or this user may not see."""
+        if name in device.absent:
+            return None
+        try:
+            return function(*arguments)
+        except self._nvml.NVMLError as error:
+            code = error.value
+            if code in self._lost:
+                device.held.clear()
+                raise GpuLostError(f"GPU {device.index}: {error}") from error
+            if code in self._never:
+                device.absent.add(name)
+            if code not in (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
+                self._refusals.append(f"GPU {device.index}, {name}: {error}")
+            return None
+
+
+def _import_nvml() -> ModuleType:
+    try:
+        return import_module("pynvml")
+    except ImportError as error:
+        raise HardwareError(
+            "nvidia-ml-py is not installed, so no GPU can be read; install it, or collect without: --gpu-interval 0"
+        ) from error
+
+
+_VALUE_MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+"""Member of NVML's value union, by its value type."""
+
+
+def _field_value(field: Any) -> Any:
+    """Return the value of one field; None where the device does not give it."""
+    return None if field.nvmlReturn else getattr(field.value, _VALUE_MEMBERS[field.valueType])
+
+
+def _watts(milliwatts: float | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000

@@ -1,0 +1,97 @@
+"""Which Slurm job a process belongs to: by its cgroup, else by its environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+JOB_PATH: Final = re.compile(
+    r"(?:slurmstepd\.scope|slurm[^/\n]*(?:/uid_\d+)?)/job_(?P<job>\d+)"
+    r"(?:/step_(?P<step>[^/\n]+))?(?:/user)?(?:/task_(?P<task>[^/\n]+))?"
+)
+"""Slurm's cgroups: version 2, ``/system.slice/NODE_slurmstepd.scope/job_1/step_0/user/task_0``; version 1,
+``/slurm/uid_1000/job_1/step_batch/task_0`` (with several daemons on a host ``/slurm_NODE/…``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStep:
+    """A job, its step (``batch``, ``extern``, ``interactive`` or a number) and its task, as far as the cgroup says."""
+
+    job_id: int
+    step: str = ""
+    task: str = ""
+
+
+def parse_cgroup(text: str) -> JobStep | None:
+    """Return the job in a ``/proc/PID/cgroup`` or in a cgroup's path; None where there is none.
+
+    Examples
+    --------
+    >>> parse_cgroup("0::/system.slice/n1_slurmstepd.scope/job_42/step_batch/user/task_0")
+    JobStep(job_id=42, step='batch', task='0')
+    """
+    found = max(JOB_PATH.finditer(text), key=lambda match: match.end() - match.start(), default=None)
+    if found is None:
+        return None
+    return JobStep(int(found["job"]), found["step"] or "", found["task"] or "")
+
+
+def job_of_process(pid: int, proc: Path = Path("/proc")) -> JobStep | None:
+    """Return the Slurm job of a process; None where it has none, is gone, or may not be looked at."""
+    try:
+        found = parse_cgroup((proc / str(pid) / "cgroup").read_text("utf-8", "replace"))
+        return found or job_in_environment((proc / str(pid) / "environ").read_bytes())
+    except OSError:
+        return None
+
+
+def job_in_environment(environment: bytes) -> JobStep | None:
+    """Return the job that Slurm's variables name in a ``/proc/PID/environ``.
+
+    Examples
+    --------
+    >>> job_in_environment(b"HOME=/root\\0SLURM_JOB_ID=7\\0SLURM_STEP_ID=0\\0")
+    JobStep(job_id=7, step='0', task='')
+    """
+    pairs = (entry.partition(b"=") for entry in environment.split(b"\0"))
+    values = {name: value for name, _, value in pairs if name.startswith(b"SLURM")}
+    job_id = values.get(b"SLURM_JOB_ID", values.get(b"SLURM_JOBID", b""))
+    if not job_id.isdigit():
+        return None
+    return JobStep(int(job_id), _word(values.get(b"SLURM_STEP_ID")), _word(values.get(b"SLURM_PROCID")))
+
+
+def _word(value: bytes | None) -> str:
+    return "" if value is None else value.decode("utf-8", "replace")
+
+
+def job_cgroups(root: Path) -> Iterator[tuple[JobStep, Path]]:
+    """Yield every cgroup below a Slurm job's, with its job: unified (version 2), else the first version 1 hierarchy.
+
+    Parameters
+    ----------
+    root
+        Where cgroups are mounted: ``/sys/fs/cgroup``.
+    """
+    tops = sorted(root.glob("system.slice/*slurmstepd.scope/job_*"))
+    if not tops:
+        for controller in ("memory", "cpuacct", "cpu,cpuacct", "freezer", "devices", "cpuset", "systemd"):
+            tops = sorted(root.glob(f"{controller}/slurm*/uid_*/job_*"))
+            if tops:
+                break
+    for top in tops:
+        for members in top.rglob("cgroup.procs"):
+            found = parse_cgroup(str(members.parent.relative_to(root)))
+            if found is not None:
+                yield found, members.parent
+
+
+def process_ids(cgroup: Path) -> list[int]:
+    """Return the processes directly in a cgroup; none where it is gone."""
+    try:
+        return [int(pid) for pid in (cgroup / "cgroup.procs").read_text("ascii").split()]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,183 @@
+"""GPUs played from recorded files: for tests, for measuring the collector itself, and for a look without hardware."""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ingest.collectors.hardware import CALLS, GpuDevice, GpuReading
+from ingest.errors import GpuLostError, HardwareError
+
+READING_COLUMN_MAP: Final[Mapping[str, str]] = {
+    "timestamp": "time_s",
+    "utilization_gpu_pct": "gpu_util_pct",
+    "utilization_memory_pct": "memory_util_pct",
+    "memory_free_MiB": "memory_free_mib",
+    "memory_used_MiB": "memory_used_mib",
+    "temperature_gpu": "gpu_temp_c",
+    "temperature_memory": "memory_temp_c",
+    "power_draw_W": "power_w",
+    "pcie_link_width_current": "pcie_link_width",
+    "power_average_W": "power_avg_w",
+    "energy_mJ": "energy_mj",
+    "clock_sm_MHz": "sm_clock_mhz",
+    "clock_memory_MHz": "memory_clock_mhz",
+    "enforced_power_limit_W": "power_limit_w",
+    "throttle_reasons": "throttle_reasons",
+}
+MAX_GAP_S: Final = 1.0
+"""A GPU without a row for longer than this is lost for that time."""
+
+
+class ReplayBackend:
+    """Plays recordings by the clock: what a GPU read so many seconds after their start it reads so many after ours.
+
+    A GPU whose rows have a gap is lost in the gap; after the last row of all, it begins anew, and the energy counter
+    goes on from where it was.
+
+    Parameters
+    ----------
+    series
+        Readings by GPU, in order of time. Times count from the first of all.
+    gpus
+        How many GPUs to play; the recorded ones are played again under further numbers. As recorded unless given.
+    spin_s
+        CPU seconds that each call of `ingest.collectors.hardware.CALLS` burns, by its name, as on real hardware.
+    """
+
+    def __init__(
+        self,
+        series: Mapping[int, Sequence[GpuReading]],
+        *,
+        gpus: int | None = None,
+        spin_s: Mapping[str, float] | None = None,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not series or not all(series.values()):
+            raise HardwareError(
+                "the recording has no GPU samples to play; give files of gpu/ or a spool's gpu segments"
+            )
+        recorded = [list(readings) for _, readings in sorted(series.items())]
+        self._first_s = min(readings[0].time_s for readings in recorded)
+        self._length_s = max(readings[-1].time_s for readings in recorded) - self._first_s + 0.1
+        numbers = sorted(series) if gpus is None else range(gpus)
+        self._series = {index: recorded[place % len(recorded)] for place, index in enumerate(numbers)}
+        self._times = {
+            index: [reading.time_s - self._first_s for reading in rows] for index, rows in self._series.items()
+        }
+        self._spin_s, self._due_s = (
+            dict(spin_s or {}),
+            dict.fromkeys(((i, c) for i in self._series for c in CALLS), 0.0),
+        )
+        self._wall, self._monotonic = wall, monotonic
+        self._began_s = monotonic()
+
+    def indices(self) -> Sequence[int]:
+        """Return the numbers of the GPUs."""
+        return tuple(self._series)
+
+    def read(self, index: int) -> GpuReading:
+        """Return what was recorded at this place of the recording, under the time of now."""
+        time_s = self._wall()
+        round_number, place_s = divmod(self._monotonic() - self._began_s, self._length_s)
+        place = bisect.bisect_right(self._times[index], place_s) - 1
+        if place < 0 or place_s - self._times[index][place] > MAX_GAP_S:
+            raise GpuLostError(f"GPU {index}: nothing is recorded {place_s:.1f} s after the start")
+        if self._spin_s:
+            self._spin(index)
+        reading = self._series[index][place]
+        energy_mj = reading.energy_mj
+        if energy_mj is not None:
+            energy_mj += int(round_number) * self._energy_of_round(index)
+        return reading._replace(time_s=time_s, energy_mj=energy_mj)
+
+    def describe(self, index: int) -> GpuDevice:
+        """Return what little a recording says of the GPU."""
+        first = self._series[index][0]
+        total = (
+            None
+            if first.memory_free_mib is None or first.memory_used_mib is None
+            else first.memory_free_mib + first.memory_used_mib
+        )
+        return GpuDevice(index, f"GPU-replay-{index}", "replay", total, first.power_limit_w)
+
+    def process_ids(self, index: int) -> Sequence[int]:  # noqa: ARG002 (the protocol's)
+        """Return no process: a recording has none."""
+        if self._spin_s:
+            spin(self._spin_s.get("processes", 0.0))
+        return ()
+
+    def take_refusals(self) -> list[str]:
+        """Return nothing: a recording refuses nothing."""
+        return []
+
+    def close(self) -> None:
+        """Have nothing to let go."""
+
+    def _energy_of_round(self, index: int) -> int:
+        energies = [reading.energy_mj for reading in self._series[index] if reading.energy_mj is not None]
+        return energies[-1] - energies[0]
+
+    def _spin(self, index: int) -> None:
+        """Burn what the calls cost that are due now."""
+        now_s, cost_s = self._monotonic(), 0.0
+        for name, every_s in CALLS.items():
+            if now_s >= self._due_s[index, name]:
+                cost_s += self._spin_s.get(name, 0.0)
+                first = self._due_s[index, name] == 0.0
+                self._due_s[index, name] = now_s + (every_s * (1 + index) / 8 if first else every_s) - 0.005
+        spin(cost_s)
+
+
+def spin(cpu_s: float) -> None:
+    """Keep this thread busy for so many CPU seconds."""
+    until_s = time.thread_time() + cpu_s
+    while time.thread_time() < until_s:
+        pass
+
+
+def read_recording(path: Path) -> dict[int, list[GpuReading]]:
+    """Return the readings by GPU of a CSV file, or of all in a folder: ``gpu/`` (and ``gpu_extended/``), or a spool.
+
+    Raises
+    ------
+    HardwareError
+        There is no such file, or it has no column ``timestamp``.
+    """
+    paths = [path] if path.is_file() else sorted([*path.glob("gpu/**/*.csv"), *path.glob("*.csv")])
+    readings: dict[tuple[int, float], GpuReading] = {}
+    for file in paths:
+        extended = Path(str(file).replace("/gpu/", "/gpu_extended/"))
+        for source in (file, extended) if extended != file and extended.exists() else (file,):
+            for index, values in _read_file(source):
+                key = (index, values["time_s"])
+                known = readings.get(key, GpuReading(values["time_s"]))
+                readings[key] = known._replace(**values)
+    series: dict[int, list[GpuReading]] = {}
+    for (index, _), reading in sorted(readings.items(), key=lambda item: item[0]):
+        series.setdefault(index, []).append(reading)
+    return series
+
+
+def _read_file(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                values = {
+                    ours: _number(line[theirs]) for theirs, ours in READING_COLUMN_MAP.items() if line.get(theirs)
+                }
+                if "time_s" not in values:
+                    raise HardwareError(f"{path} has no column timestamp; give a recording's gpu/ files or a spool")
+                yield int(line.get("gpu_index") or 0), {**values, "time_s": float(values["time_s"])}
+    except (OSError, ValueError) as error:
+        raise HardwareError(f"{path} cannot be played ({error}); give a recording's gpu/ files or a spool") from error
+
+
+def _number(text: str) -> float | int:
+    value = float(text)
+    return int(value) if value.is_integer() and "." not in text else value

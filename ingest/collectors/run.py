@@ -1,0 +1,283 @@
+"""What ``jobwatt collect`` and ``python -m ingest.collectors`` do: collect until stopped, or while a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from ingest.collectors.energy import EnergyTwice, read_energy_twice
+from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
+from ingest.collectors.replay import ReplayBackend, read_recording
+from ingest.collectors.service import Plan, Service
+from ingest.collectors.spool import HEADERS, Spool, default_node, row, write_whole
+from ingest.errors import JobwattError, SpoolError
+
+JOB_IDS_COUNT_FROM_S: Final = 1_577_836_800
+"""2020-01-01T00:00:00Z: job ids that are made here are microseconds since then, below 2**53."""
+
+COMPLETED, CANCELLED, FAILED = 3, 4, 5
+KILL_AFTER_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a command line says."""
+
+    spool: Path
+    node: str | None = None
+    plan: Plan = field(default_factory=Plan)
+    replay: Path | None = None
+    prometheus: str | None = None
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One labelled run: its job id, the command's exit code as a shell counts it, and the energy of its GPUs, twice."""
+
+    job_id: int
+    label: str
+    exit_code: int
+    run_s: float
+    energy: tuple[EnergyTwice, ...]
+    problem: str = ""
+
+
+def open_backend(options: Options) -> GpuBackend | None:
+    """Return the GPUs that are to be read; None where none are to be.
+
+    Raises
+    ------
+    HardwareError
+        No driver answers.
+    """
+    if options.plan.gpu_interval_s <= 0:
+        return None
+    if options.replay is not None:
+        return ReplayBackend(read_recording(options.replay))
+    return NvmlBackend()
+
+
+@contextmanager
+def collecting(options: Options) -> Iterator[Service]:
+    """Give a service that collects, and end it cleanly; SIGTERM and SIGINT set its ``stopping``."""
+    backend = open_backend(options)
+    service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        service.stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with service:
+            if options.prometheus is None:
+                yield service
+                return
+            from ingest.collectors.exporter import serve
+
+            with serve(service, options.prometheus):
+                yield service
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def collect(options: Options) -> None:
+    """Collect until SIGTERM or SIGINT, or for ``duration_s``.
+
+    Raises
+    ------
+    SpoolError
+        The disk is full or refuses; what was written stays.
+    HardwareError
+        No driver answers.
+    """
+    with collecting(options) as service:
+        service.stopping.wait(options.duration_s)
+
+
+def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequence[int] | None = None) -> RunReport:
+    """Collect while a command runs, under a job id of its own (Slurm's, inside a Slurm job), and label it.
+
+    Parameters
+    ----------
+    gpus
+        The job's GPUs. Those of ``CUDA_VISIBLE_DEVICES`` unless given; all where that is not set.
+
+    Raises
+    ------
+    JobwattError
+        Collecting cannot begin. Where it fails later the command runs on, and the report names the problem.
+    """
+    slurm_id = os.environ.get("SLURM_JOB_ID", "")
+    job_id = int(slurm_id) if slurm_id.isdigit() else int((time.time() - JOB_IDS_COUNT_FROM_S) * 1e6)
+    end: _End | None = None
+    problem = ""
+    try:
+        with collecting(options) as service:
+            devices = service.inventory.devices if service.inventory is not None else {}
+            mine = visible_gpus(os.environ, devices) if gpus is None else tuple(gpus)
+            end = _run(service, job_id, label, command, mine)
+            if not slurm_id:
+                _write_job(service, job_id, mine, end)
+    except JobwattError as error:
+        if end is None:
+            raise
+        problem = str(error)
+    energy = tuple(read_energy_twice(options.spool, job_id))
+    return RunReport(job_id, label, end.exit_code, end.ended_s - end.started_s, energy, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a command ended; the exit code as a shell counts it (128 + signal), times in epoch seconds."""
+
+    exit_code: int
+    wait_status: int
+    state: int
+    started_s: float
+    ended_s: float
+
+
+def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
+    """Run a command as a job; what ends the service ends the command, but a collector's failure does not."""
+    started_s = time.time()
+    child = subprocess.Popen(command, env={**os.environ, "JOBWATT_JOB_ID": str(job_id)})
+    service.begin_job(job_id, child.pid, gpus)
+    service.label(job_id, label)
+    ended = threading.Event()
+
+    def watch() -> None:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        ended.set()
+        service.stopping.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    service.stopping.wait()
+    cancelled = not ended.is_set() and not service.failed
+    if cancelled:
+        child.terminate()
+        if not ended.wait(KILL_AFTER_S):
+            child.kill()
+    ended.wait()
+    ended_s = time.time()
+    service.end_job(job_id)
+    code = child.wait()
+    state = CANCELLED if cancelled else COMPLETED if code == 0 else FAILED
+    wait_status = -code if code < 0 else code << 8
+    return _End(128 - code if code < 0 else code, wait_status, state, started_s, ended_s)
+
+
+def visible_gpus(environment: Mapping[str, str], devices: Mapping[int, GpuDevice]) -> tuple[int, ...]:
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves to a command, by number or UUID; all where it is not set.
+
+    As CUDA reads it, what follows something unknown does not count.
+    """
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return tuple(devices)
+    found: list[int] = []
+    for word in filter(None, (word.strip() for word in listed.split(","))):
+        by_uuid = [index for index, device in devices.items() if device.uuid.startswith(word)]
+        if word.isdigit() and int(word) in devices:
+            found.append(int(word))
+        elif len(by_uuid) == 1:
+            found += by_uuid
+        else:
+            break
+    return tuple(dict.fromkeys(found))
+
+
+def _write_job(service: Service, job_id: int, gpus: tuple[int, ...], end: _End) -> None:
+    """Write the run as a scheduler would have logged it, in the columns that are known."""
+    devices = service.inventory.devices if service.inventory is not None else {}
+    cpus = len(os.sched_getaffinity(0))
+    tres = [f"cpu={cpus}", "node=1"]
+    if gpus:
+        kinds = {gpu_kind(devices[index].name) for index in gpus if index in devices}
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        tres.append(f"gres/gpu{':' if kind else ''}{kind}={len(gpus)}")
+    start, stop = f"{end.started_s:.3f}", f"{end.ended_s:.3f}"
+    node, spool = service.spool.node, service.spool
+    values = (job_id, os.getuid(), 1, f"['{node}']", cpus, end.state, end.wait_status, start, start, start, stop)
+    folder = spool.root / "jobs"
+    try:
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / spool.next_name(), HEADERS["jobs"] + "\n" + row((*values, ",".join(tres), "COLLECT")))
+    except OSError as error:
+        raise SpoolError(f"{folder}: the job's row cannot be written ({error.strerror}); its samples are") from error
+
+
+def gpu_kind(name: str) -> str:
+    """Return the model in a GPU's name, as Slurm sites name their GRES; empty where none is seen.
+
+    Examples
+    --------
+    >>> gpu_kind("NVIDIA H200"), gpu_kind("Tesla V100-PCIE-32GB"), gpu_kind("NVIDIA H100 80GB HBM3")
+    ('h200', 'v100', 'h100')
+    """
+    found = re.search(r"\b[A-Z]{1,3}\d{1,4}[A-Z]?\b", name)
+    return found.group().lower() if found else ""
+
+
+def report_lines(report: RunReport) -> list[str]:
+    """Return what is told at the end of a run: one line for the job and one for each GPU's energy, twice."""
+    lines = [f"job {report.job_id} ({report.label}): {report.run_s:.1f} s, exit code {report.exit_code}"]
+    for energy in report.energy:
+        gap = "no gap known" if energy.gap_ratio is None else f"gap {100 * energy.gap_ratio:+.2f} %"
+        lines.append(
+            f"GPU {energy.gpu_index}: {energy.counter_j:,.1f} J by counter, {energy.integral_j:,.1f} J by integral, "
+            f"{gap}, over {energy.covered_s:.1f} s"
+        )
+    if report.problem:
+        lines.append(f"collecting failed: {report.problem}")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m ingest.collectors`` and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    told = _parser().parse_args(words)
+    plan = Plan(told.gpu_interval, told.process_interval, told.node_interval, probe=told.probe)
+    options = Options(told.spool, told.node, plan, told.replay, told.prometheus, told.duration)
+    try:
+        if told.label is None:
+            collect(options)
+            return 0
+        report = collect_run(options, told.label, command)
+    except (JobwattError, OSError, ValueError) as error:
+        sys.stderr.write(f"jobwatt: {' '.join(str(error).split())}\n")
+        return 1
+    sys.stderr.write("".join(f"{line}\n" for line in report_lines(report)))
+    return report.exit_code or (1 if report.problem else 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ingest.collectors",
+        description="Collect telemetry of this node into a spool until stopped, or (-- COMMAND) while a command runs.",
+    )
+    parser.add_argument("--spool", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--gpu-interval", type=float, default=0.1, metavar="S", help="0: no GPUs (default: 0.1)")
+    parser.add_argument("--process-interval", type=float, default=10.0, metavar="S", help="0: none (default: 10)")
+    parser.add_argument("--node-interval", type=float, default=300.0, metavar="S", help="0: none (default: 300)")
+    parser.add_argument("--node", metavar="NAME", help="this node's name (default: the host's)")
+    parser.add_argument("--probe", type=Path, metavar="DIR", help="whose file system to time (default: the spool's)")
+    parser.add_argument("--prometheus", metavar="HOST:PORT", help="serve metrics there")
+    parser.add_argument("--replay", type=Path, metavar="PATH", help="play recorded GPU files instead of NVML")
+    parser.add_argument("--duration", type=float, metavar="S", help="stop after so long")
+    parser.add_argument("--label", metavar="NAME", help="what the command is; collects while it runs")
+    return parser

@@ -1,0 +1,213 @@
+"""All collectors in one process: a thread each, one that writes the spool, and an end that closes every segment."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from ingest.collectors.gpu import GpuCollector, Inventory, JobTable
+from ingest.collectors.hardware import GpuBackend
+from ingest.collectors.node import NodeCollector
+from ingest.collectors.process import ProcessCollector
+from ingest.collectors.schedule import ClockWatch, Events, ticks
+from ingest.collectors.spool import SYNC_S, Spool, row
+from ingest.errors import JobwattError
+
+COST_EVERY_S: Final = 60.0
+STOP_WITHIN_S: Final = 10.0
+"""How long the end waits for a collector that hangs in a file system; its rows are kept up to there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is collected, and how often, in s; 0: not at all."""
+
+    gpu_interval_s: float = 0.1
+    process_interval_s: float = 10.0
+    node_interval_s: float = 300.0
+    jobs_interval_s: float = 5.0
+    probe: Path | None = None
+    root: Path = Path("/")
+
+
+class _Worker(threading.Thread):
+    """A thread whose failure stops the service and is raised there."""
+
+    def __init__(self, name: str, work: Callable[[], None], stop: threading.Event) -> None:
+        super().__init__(name=name, daemon=True)
+        self.failure: Exception | None = None
+        self._work, self._stop_all = work, stop
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except Exception as failure:  # noqa: BLE001 (whatever it is, the service stops and raises it)
+            self.failure = failure
+            self._stop_all.set()
+
+
+class Service:
+    """Collects from `start` to `stop`; also a context manager.
+
+    Parameters
+    ----------
+    spool
+        The spool, open; the service closes it.
+    backend
+        GPUs; None: none are read.
+
+    Attributes
+    ----------
+    stopping
+        Set it to end the service; it is set when a collector fails.
+    """
+
+    def __init__(self, spool: Spool, backend: GpuBackend | None, plan: Plan | None = None) -> None:
+        self.spool, self.backend, self.plan = spool, backend, plan or Plan()
+        self.stopping = threading.Event()
+        self.events = Events(spool)
+        self.jobs = JobTable()
+        root = self.plan.root
+        self.process = ProcessCollector(spool, root / "proc", root / "sys")
+        self.node = NodeCollector(spool, self.plan.probe or spool.root, root)
+        self.gpu: GpuCollector | None = None
+        self.inventory: Inventory | None = None
+        if backend is not None:
+            self.gpu = GpuCollector(backend, spool, self.events, self.jobs)
+            self.inventory = Inventory(backend, spool, self.events, self.jobs, proc=root / "proc")
+        self._workers: list[_Worker] = []
+        self._cost_s, self._cost_ticks = time.process_time(), 0
+        self._ticks = 0
+
+    def start(self) -> None:
+        """Begin to collect."""
+        self.events.record("service", "start", detail=f"pid {os.getpid()}")
+        for path in self.spool.recovered:
+            self.events.record("service", "error", detail=f"{path.name} had been left open and was closed")
+        self.spool.sync()
+        work: list[tuple[str, float, Callable[[], None], Callable[[], None] | None]] = []
+        if self.gpu is not None and self.inventory is not None and self.plan.gpu_interval_s > 0:
+            self.inventory.tick()
+            work.append(("gpu", self.plan.gpu_interval_s, self.gpu.tick, None))
+            work.append(("inventory", self.plan.jobs_interval_s, self.inventory.tick, None))
+        if self.plan.process_interval_s > 0:
+            work.append(("process", self.plan.process_interval_s, self.process.tick, self.process.begin))
+        if self.plan.node_interval_s > 0:
+            work.append(("node", self.plan.node_interval_s, self._node_tick, self.node.begin))
+        self._start_worker("writer", self._write)
+        for name, interval_s, tick, begin in work:
+            if begin is not None:
+                begin()
+            self._start_worker(name, partial(self._collect, name, interval_s, tick))
+
+    def begin_job(self, job_id: int, pid: int, gpus: tuple[int, ...]) -> None:
+        """Count a process tree, and GPUs, as one job's from now on."""
+        self.process.add(job_id, pid)
+        self.jobs.assigned.update(dict.fromkeys(gpus, job_id))
+
+    def end_job(self, job_id: int) -> None:
+        """Look at the job's processes for the last time, and let them and its GPUs go.
+
+        Call it before the first process is waited for, so that all that it used is still told.
+        """
+        self.process.finish(job_id)
+        for index in [index for index, job in self.jobs.assigned.items() if job == job_id]:
+            self.jobs.assigned.pop(index, None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a collector failed, which ends them all."""
+        return any(worker.failure is not None for worker in self._workers)
+
+    def label(self, job_id: int, name: str) -> None:
+        """Write what a job is."""
+        self.spool.append("labels", row((job_id, name)))
+
+    def stop(self) -> None:
+        """End every collector, close every segment, and raise what a collector failed with."""
+        self.stopping.set()
+        deadline_s = time.monotonic() + STOP_WITHIN_S
+        for worker in self._workers:
+            worker.join(max(0.0, deadline_s - time.monotonic()))
+        hanging = [worker.name for worker in self._workers if worker.is_alive()]
+        for name in hanging:
+            self.events.record("service", "error", detail=f"{name} did not end within {STOP_WITHIN_S:.0f} s")
+        failures = [worker.failure for worker in self._workers if worker.failure is not None]
+        for failure in failures:
+            self.events.record("service", "error", detail=str(failure))
+        self._record_cost()
+        self.events.record("service", "stop")
+        try:
+            self.spool.close()
+        finally:
+            if self.backend is not None and not hanging:
+                self.backend.close()
+        if failures:
+            raise failures[0]
+
+    def __enter__(self) -> Self:
+        """Begin to collect."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End; a failure of a collector does not hide one that was on its way."""
+        if error is None:
+            self.stop()
+            return
+        with suppress(JobwattError):
+            self.stop()
+
+    def _start_worker(self, name: str, work: Callable[[], None]) -> None:
+        worker = _Worker(name, work, self.stopping)
+        self._workers.append(worker)
+        worker.start()
+
+    def _collect(self, name: str, interval_s: float, tick: Callable[[], None]) -> None:
+        for _ in self._schedule(name, interval_s):
+            tick()
+            self._ticks += 1
+
+    def _schedule(self, name: str, interval_s: float) -> Iterator[float]:
+        return ticks(interval_s, name, self.events, wait=self.stopping.wait)
+
+    def _node_tick(self) -> None:
+        self.node.tick()
+        if self.node.problem:
+            self.events.record("node", "error", detail=self.node.problem)
+
+    def _write(self) -> None:
+        """Sync the spool once a second, watch the clock, and once a minute note what all this costs."""
+        clock = ClockWatch(self.events)
+        next_cost_s = time.monotonic() + COST_EVERY_S
+        while not self.stopping.wait(SYNC_S):
+            clock.look()
+            if time.monotonic() >= next_cost_s:
+                next_cost_s += COST_EVERY_S
+                self._record_cost()
+            self.spool.sync()
+
+    def _record_cost(self) -> None:
+        """Record the CPU seconds and ticks since the last time, and the resident memory in MiB."""
+        cpu_s, done = time.process_time(), self._ticks
+        detail = f"{resident_mib():.1f}"
+        self.events.record(
+            "service", "cost", count=done - self._cost_ticks, seconds=cpu_s - self._cost_s, detail=detail
+        )
+        self._cost_s, self._cost_ticks = cpu_s, done
+
+
+def resident_mib() -> float:
+    """Return the resident memory of this process in MiB."""
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
