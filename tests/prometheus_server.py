@@ -32,22 +32,22 @@ def find_prometheus() -> str | None:
 
 @dataclass(slots=True, eq=False)
 class Exporter:
-    """Serves metrics at ``port``; ``metrics`` may be changed at any time, and None makes scrapes fail."""
+    """Serves metrics at ``port``: ``tell`` says which at its scrape of that number (from 0), None to let it fail."""
 
+    tell: Callable[[int], Sequence[Metric] | None]
     port: int = 0
-    metrics: Sequence[Metric] | None = ()
     scrapes: list[float] = field(default_factory=list)
     """When each scrape was answered, in epoch s."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
-        yield from self.metrics or ()
+        yield from self.tell(len(self.scrapes)) or ()
 
 
 @contextmanager
-def exporter() -> Iterator[Exporter]:
+def exporter(tell: Callable[[int], Sequence[Metric] | None]) -> Iterator[Exporter]:
     """Serve one exporter until the end of the block."""
-    state = Exporter()
+    state = Exporter(tell)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(state)
 
@@ -56,7 +56,7 @@ def exporter() -> Iterator[Exporter]:
             """Keep the tests' output clean."""
 
         def do_GET(self) -> None:
-            is_well = state.metrics is not None
+            is_well = state.tell(len(state.scrapes)) is not None
             body = generate_latest(registry) if is_well else b"broken\n"
             self.send_response(200 if is_well else 500)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

@@ -26,7 +26,7 @@ from ingest.collectors.prometheus_metrics import (
     node_rows,
     without_name,
 )
-from ingest.collectors.snapshots import HOUR_S, sole_writer, write_hours
+from ingest.collectors.snapshots import HOUR_S, complete, sole_writer, write_hours
 from ingest.collectors.spool import prepare
 
 MAX_POINTS: Final = 10_000
@@ -183,7 +183,7 @@ class _Collection:
         kind = "node" if preset == "node" else "gpu"
         rows: Rows = {}
         for begin_ms, stop_ms in _spans(start_ms - 2 * step_ms, end_ms + step_ms, step_ms):
-            rows.update(self._gather(preset, metrics, begin_ms, stop_ms, step_ms))
+            rows = complete(rows, self._gather(preset, metrics, begin_ms, stop_ms, step_ms))
         inside = {key: cells for key, cells in rows.items() if start_ms <= round(float(key[-1]) * 1000) < end_ms}
         self._files.update(write_hours(self._spool, kind, f"{self._api.source}-{preset}", inside))
         self._rows += len(inside)
@@ -206,9 +206,9 @@ class _Collection:
             if half_ms < max(_LEAST_SPAN_MS, step_ms):
                 raise
             rows = self._gather(preset, metrics, start_ms, start_ms + half_ms, step_ms)
-            # a difference to the scrape before needs that one
-            rows.update(self._gather(preset, metrics, start_ms + half_ms - 2 * step_ms, end_ms, step_ms))
-            return rows
+            # reaching back, since the rise of a meter needs the scrape before
+            later = self._gather(preset, metrics, start_ms + half_ms - 2 * step_ms, end_ms, step_ms)
+            return complete(rows, later)
 
     def _ask(self, preset: str, metrics: Sequence[str], start_ms: int, end_ms: int, step_ms: int) -> Rows:
         def ask(query: str) -> list[Series]:

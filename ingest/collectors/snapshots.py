@@ -61,14 +61,26 @@ def write_hours(root: Path, kind: str, source: str, rows: Mapping[tuple[str, ...
         stamp = datetime.fromtimestamp(hour * HOUR_S, UTC).strftime("%Y%m%dT%HZ")
         path = root / kind / f"prometheus-{source}-{stamp}.csv"
         before = read_rows(path, kind)
-        merged = dict(before)
-        for key, cells in found.items():
-            old = before.get(key)
-            merged[key] = cells if old is None else [new or was for new, was in zip(cells, old, strict=True)]
+        merged = complete(before, found)
         if merged != before:
             _write(path, kind, merged)
             changed.append(path)
     return changed
+
+
+def complete(
+    rows: Mapping[tuple[str, ...], list[str]], more: Mapping[tuple[str, ...], list[str]]
+) -> dict[tuple[str, ...], list[str]]:
+    """Return the rows of both; where a row is in both, each cell that ``more`` has a value for is its.
+
+    >>> complete({("a",): ["1", "2"]}, {("a",): ["", "3"], ("b",): ["4", ""]})
+    {('a',): ['1', '3'], ('b',): ['4', '']}
+    """
+    merged = dict(rows)
+    for key, cells in more.items():
+        old = rows.get(key)
+        merged[key] = cells if old is None else [new or was for new, was in zip(cells, old, strict=True)]
+    return merged
 
 
 def _write(path: Path, kind: str, rows: Mapping[tuple[str, ...], list[str]]) -> None:

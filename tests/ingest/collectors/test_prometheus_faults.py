@@ -330,15 +330,12 @@ def test_following_goes_on_after_a_fault_and_makes_up_for_it(tmp_path):
 
 
 def test_more_than_the_server_takes_at_once_is_asked_for_in_halves(tmp_path):
-    longest: list[float] = []
-
     def answer(handler: BaseHTTPRequestHandler) -> None:
         asked = parse_qs(urlsplit(handler.path).query)
         span_s = float(asked.get("end", ["0"])[0]) - float(asked.get("start", ["0"])[0])
         if "timestamp(" in asked["query"][0] and span_s > 1200:
             send(handler, {"status": "error", "error": "query processing would load too many samples"}, 422)
         else:
-            longest.append(span_s)
             two_hours(handler)
 
     with server(answer) as (url, _):
