@@ -39,6 +39,7 @@ HIDDEN_SHARE: Final = 0.1
 """Of more samples than this share not taken, the report says so."""
 
 _HOUR_MS = HOUR_S * 1000
+_LATEST_S = 4_102_444_800
 _LEAST_SPAN_MS = 60_000
 _COUNTED_WITHIN_S = (10, 60, 300)
 """Spans in which scrapes are counted: short ones tell a short interval soon after the server began."""
@@ -94,8 +95,8 @@ def collect(api: PrometheusApi, spool: Path, start_s: float, end_s: float, optio
         raise ValueError(f"preset is {options.preset!r}; give auto, {', '.join(PRESETS)}")
     if options.step_s is not None and not 0.1 <= options.step_s <= HOUR_S:
         raise ValueError(f"step is {options.step_s} s; give 0.1 to {HOUR_S}")
-    if not 0 <= start_s < end_s:
-        raise ValueError(f"start is {start_s}, end {end_s}; the start must come first")
+    if not 0 <= start_s < end_s <= _LATEST_S:
+        raise ValueError(f"start is {start_s} s, end {end_s} s; the start must come first, and both from 1970 to 2100")
     prepare(spool)
     with sole_writer(spool, api.source):
         return _Collection(api, spool, options).run(round(start_s * 1000), round(end_s * 1000))
@@ -118,7 +119,7 @@ class _Collection:
         if self._api.is_open_to_see:
             self._remarks["the token or password goes over the network unencrypted; give an https URL"] = None
         try:
-            present = self._present(start_ms, end_ms)
+            present, start_ms, end_ms = self._present(start_ms, end_ms)
             presets = self._presets(present)
             step_s = self._options.step_s or self._interval_s([present[p] for p in presets], start_ms, end_ms)
             result = replace(result, presets=presets, step_s=step_s)
@@ -135,11 +136,13 @@ class _Collection:
 
     # -- what is there ---------------------------------------------------------------------------------------------
 
-    def _present(self, start_ms: int, end_ms: int) -> dict[str, list[str]]:
-        """Return the metrics that are there, by preset, in the order of the tables."""
+    def _present(self, start_ms: int, end_ms: int) -> tuple[dict[str, list[str]], int, int]:
+        """Return the metrics that are there, by preset, in the order of the tables; and from when to when they are."""
         wanted = PRESETS if self._options.preset == "auto" else {self._options.preset: PRESETS[self._options.preset]}
         query = f"count by (__name__) ({self._any_of([name for names in wanted.values() for name in names])})"
-        found = {s.labels.get("__name__", "") for s in self._api.query_range(query, *_coarse(start_ms, end_ms))}
+        coarse = _coarse(start_ms, end_ms)
+        answer = [series for series in self._api.query_range(query, *coarse) if series.samples]
+        found = {series.labels.get("__name__", "") for series in answer}
         present = {preset: [name for name in names if name in found] for preset, names in wanted.items()}
         present = {preset: names for preset, names in present.items() if names}
         if not present:
@@ -148,7 +151,9 @@ class _Collection:
                 f"{self._api.url}: none of the metrics that jobwatt knows (as {', '.join(names)}) in that time; check "
                 "--start, --end, --match and what the server scrapes"
             )
-        return present
+        first_ms = round(min(series.samples[0][0] for series in answer) * 1000) - coarse[2]
+        last_ms = round(max(series.samples[-1][0] for series in answer) * 1000) + coarse[2]
+        return present, max(start_ms, first_ms), min(end_ms, last_ms)
 
     def _presets(self, present: dict[str, list[str]]) -> tuple[str, ...]:
         if "dcgm" in present and "jobwatt" in present:

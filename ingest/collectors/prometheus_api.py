@@ -152,11 +152,14 @@ class PrometheusApi:
             if answer["status"] != "success" or data["resultType"] != expected:
                 raise ValueError(expected)
             series = [
-                Series(dict(found["metric"]), _samples(found["values"] if expected == "matrix" else [found["value"]]))
+                Series(
+                    _labels(found["metric"]), _samples(found["values"] if expected == "matrix" else [found["value"]])
+                )
                 for found in data["result"]
             ]
         except (KeyError, TypeError, ValueError, AttributeError):
-            self._fail(f"answered JSON that is no {expected} of a Prometheus: {self._access.hide(json.dumps(answer))}")
+            shown = self._access.hide(json.dumps(answer))
+            self._fail(f"answered JSON that is no {expected} of a Prometheus: {shown}")
         self.warnings += [warning for warning in dict.fromkeys(warnings) if warning not in self.warnings]
         return series
 
@@ -292,5 +295,19 @@ def _seconds(milliseconds: int) -> str:
     return f"{milliseconds / 1000:.3f}"
 
 
+def _labels(labels: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name): str(value) for name, value in labels.items()}
+
+
 def _samples(pairs: Iterable[Any]) -> list[tuple[float, str]]:
-    return [(float(time_s), str(value)) for time_s, value in pairs]
+    """Return the samples of one series.
+
+    Raises
+    ------
+    ValueError, TypeError
+        They are none.
+    """
+    samples = [(float(time_s), str(value)) for time_s, value in pairs]
+    for _, value in samples:
+        float(value)
+    return samples

@@ -152,7 +152,12 @@ class Scrapes:
     @classmethod
     def read(cls, series: Iterable[Series]) -> Scrapes:
         """Return them from the answer to a query for ``timestamp(…)``."""
-        return cls({without_name(s.labels): {t: round(float(value) * 1000) for t, value in s.samples} for s in series})
+        return cls(
+            {
+                without_name(s.labels): {t: round(float(v) * 1000) for t, v in s.samples if math.isfinite(float(v))}
+                for s in series
+            }
+        )
 
     def each(self, series: Series) -> Iterable[tuple[float, int, str]]:
         """Yield (moment asked for in s, scrape in ms, value) of a series, each scrape as often as it was the latest."""
@@ -188,7 +193,7 @@ class GpuRows:
         self, one: Series, quantity: Quantity, scrapes: Scrapes, running: Mapping[tuple[str, str, float], set[int]]
     ) -> None:
         node, gpu = node_name(one.labels, self.node_label), one.labels.get("gpu", "")
-        if not node or not gpu.isdigit():
+        if not node or not (gpu.isascii() and gpu.isdigit()):
             self.nameless += 1
             return
         named = job_ids(one.labels)

@@ -174,15 +174,11 @@ def parse_query(body: bytes, header: Header, first_line: int, options: SmiOption
     numbered, rejected = _numbered_lines(body, first_line)
     for number, raw in numbered:
         cells = _cells(raw)
-        if not _is_name(cells[0]):
-            taken.add(number, raw, cells)
-        else:
+        if "timestamp" in raw and "timestamp" in map(_without_unit, cells):
             taken.start(_canonical(cells))
+        else:
+            taken.add(number, raw, cells)
     return taken.finish(rejected, options.time_zone)
-
-
-def _is_name(cell: str) -> bool:
-    return cell[:1].isalpha() and ("." in cell or _without_unit(cell) in ("timestamp", "index", "name", "uuid"))
 
 
 def parse_dmon(body: bytes, header: Header, first_line: int, options: SmiOptions) -> Parsed:

@@ -51,8 +51,9 @@ def find_root(names: list[str]) -> str:
         root = _root_of(PurePosixPath(name))
         if root is not None:
             roots[root] = roots.get(root, 0) + 1
-    if not roots and any(nvidia_smi.classify(name) for name in names):
-        return ""
+    if not roots:
+        folders = [name.rpartition("/") for name in names]
+        roots = {folder: 1 for folder, _, file in folders if nvidia_smi.classify(_plain(file))}
     if not roots:
         raise SourceError(
             "no table of the Datacenter Challenge or HPCA'22 layout found; expected slurm-log.csv, gpu/NNNN/…csv, "
@@ -68,8 +69,11 @@ def _root_of(path: PurePosixPath) -> str | None:
     for i, part in enumerate(parts[:-1]):
         if part in _FOLDERS and path.name.split(".csv")[0] != path.name:
             return "/".join(parts[:i])
-    plain = path.name.removesuffix(".gz").removesuffix(".zst")
-    return "/".join(parts[:-1]) if plain in _ROOT_FILES else None
+    return "/".join(parts[:-1]) if _plain(path.name) in _ROOT_FILES else None
+
+
+def _plain(file: str) -> str:
+    return file.removesuffix(".gz").removesuffix(".zst")
 
 
 def classify(name: str) -> str:

@@ -137,6 +137,10 @@ LASTING: dict[str, tuple[Answer, str]] = {
         ),
         "answered JSON that is no matrix of a Prometheus",
     ),
+    "a value that is no number": (
+        lambda h: send(h, matrix([{"metric": {}, "values": [[1, "much"]]}])),
+        "answered JSON that is no matrix of a Prometheus",
+    ),
     "a redirection": (
         lambda h: send(h, "", 302, Location="http://elsewhere:1/x?token=1"),
         "redirects (302) to http://elsewhere:1/x; give that URL",
@@ -367,6 +371,8 @@ def test_no_answer_has_more_than_ten_thousand_points_of_a_series(tmp_path):
     [
         (["--start", "yesterday"], "give 2026-11-24T22:42:00Z"),
         (["--start", "2026-11-24T12:00:00+01:00", "--end", "2026-11-24T10:00:00Z"], "the start must come first"),
+        (["--end", "inf"], "the start must come first"),
+        (["--start", "nan"], "the start must come first"),
         (["--follow", "--end", "0"], "--follow has no end"),
         (["--user", "me", "--token-file", "TOKEN"], "exclude each other"),
         (["--password-file", "TOKEN"], "needs --user"),

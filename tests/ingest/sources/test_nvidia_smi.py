@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -143,6 +144,14 @@ def test_rows_below_another_header_are_set_apart_since_their_columns_mean_someth
     assert taken.rejected() == [("nvidia-smi-n1.csv", 4, "header_changed", other)]
 
 
+def test_a_first_cell_that_looks_like_a_column_is_not_taken_for_a_header(tmp_path):
+    header = "name, timestamp, index, power.draw [W]"
+    taken = take_query(
+        tmp_path, "Model.X, 2026/11/24 22:42:00, 0, 5 W", "index, 2026/11/24 22:42:01, 0, 6 W", header=header
+    )
+    assert [row["power_w"] for row in samples(taken)] == [5.0, 6.0]
+
+
 def test_second_names_stand_in_only_where_the_first_name_is_absent(tmp_path):
     taken = take_query(
         tmp_path,
@@ -258,6 +267,13 @@ def test_files_of_several_nodes_and_kinds_in_one_folder_stay_apart(tmp_path):
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
     assert sorted({row["node"] for row in samples(taken)}) == ["n3", "r1.n2"]
     assert taken.report.ignored_files == ["notes.log"]
+
+
+def test_a_folder_above_the_files_and_compression_change_nothing(tmp_path):
+    path = write(
+        tmp_path, "in/rec/nvidia-smi-n1.csv.gz", gzip.compress(lines(SHORT, "2026/11/24 22:42:00, 0, 5 W").encode())
+    )
+    assert [row["node"] for row in samples(take_twice(path.parents[1], tmp_path / "lake"))] == ["n1"]
 
 
 def test_a_file_of_several_batches_keeps_every_row_and_the_right_line_of_a_bad_one(tmp_path):
