@@ -8,7 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILDING := $(VENV)/.building
-UV_VERSION := 0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # a module path or an environment of somebody else's must not decide what is tested
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -40,7 +39,7 @@ clean: ## remove .venv and what tools left behind; data and lakes stay
 
 # uv is quick; where it cannot reach the package index (it reads no pip configuration), pip does the same, slower.
 # The stamp comes last, and what was interrupted is built anew: a half-copied package can look like a whole one.
-$(READY): requirements.lock pyproject.toml hatch_build.py ingest/sources/_quick.c
+$(READY): requirements.lock requirements-uv.lock pyproject.toml hatch_build.py ingest/sources/_quick.c
 	@python=; for name in python3.11 python3; do \
 	  if $$name -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
 	    python=$$name; break; \
@@ -55,7 +54,7 @@ $(READY): requirements.lock pyproject.toml hatch_build.py ingest/sources/_quick.
 	  rm -rf $(VENV) && $$python -m venv $(VENV); \
 	fi
 	@rm -f $(READY) && touch $(BUILDING)
-	@if $(BIN)/python -m pip install --quiet uv==$(UV_VERSION) && \
+	@if $(BIN)/python -m pip install --quiet --require-hashes -r requirements-uv.lock && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock; then :; \
 	else \
 	  echo "uv did not get through; trying pip" && \

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "jobs": ("app.commands.jobs:jobs", "List the jobs of a lake, or show one."),
     "data": ("app.commands.data:data", "List public data sets, or fetch one."),
+    "collect-slurm": ("app.commands.collect_slurm:collect_slurm", "Slurm's accounting into a spool, kept current."),
     "doctor": ("app.commands.doctor:doctor", "Say what is wrong with this installation, lake or machine."),
 }
 """Command to where it is and what the list of commands says of it, so that the list imports nothing."""

@@ -81,12 +81,9 @@ def show(value: Any, *, output_format: str, output: Path | None = None, table_ro
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
         return
-    staged = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        staged.write_bytes(content)
-        staged.replace(output)
-    finally:
-        staged.unlink(missing_ok=True)
+    from ingest.disk import write_whole  # not above: `jobwatt doctor` speaks where a foreign ingest is in the way too
+
+    write_whole(output, content)
 
 
 def render(value: object, output_format: str, room: int | None = None) -> bytes:

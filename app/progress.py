@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class ByteBar(Protocol):
+    """Is told how far a task is, and which of its phases it is in, if it has several."""
+
+    def __call__(self, done_bytes: int, total_bytes: int, phase: str = "") -> None: ...
 
 
 @contextmanager
-def byte_bar(label: str, wanted: bool | None = None) -> Iterator[Callable[[int, int], None] | None]:
+def byte_bar(label: str, wanted: bool | None = None) -> Iterator[ByteBar | None]:
     """Give what a long task calls with the bytes done and the bytes in all; None where no bar is wanted.
 
-    Without a wish, there is a bar where standard error is a terminal.
+    Without a wish, there is a bar where standard error is a terminal. The name of a phase stands before it.
     """
     if not (sys.stderr.isatty() if wanted is None else wanted):
         yield None
@@ -19,9 +26,16 @@ def byte_bar(label: str, wanted: bool | None = None) -> Iterator[Callable[[int, 
     from tqdm import tqdm
 
     with tqdm(desc=label, unit="B", unit_scale=True, file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+        shown = ""
 
-        def tell(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
+        def tell(done_bytes: int, total_bytes: int, phase: str = "") -> None:
+            nonlocal shown
+            if phase != shown:
+                bar.refresh()  # how the last phase ended
+                shown = phase
+                bar.reset(total_bytes or None)
+                bar.set_description(f"{label}, {phase}")
+            bar.total = total_bytes or None
             bar.update(done_bytes - bar.n)
 
         yield tell

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ingest.rollup import SERIES_KEY
-from ingest.schemas import GPU_SAMPLES, TIME
+from ingest.schemas import GPU_SAMPLES, SERIES_KEY, TIME
 from ingest.units import US_PER_S
 
 FloatArray = npt.NDArray[np.floating]

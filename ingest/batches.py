@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ingest.rollup import SERIES_KEY, IntArray, whole_numbers
-from ingest.schemas import TABLES
+from ingest.schemas import SERIES_KEY, TABLES
+from ingest.summaries import IntArray, whole_numbers
 
 FILE = "file"
 _DENSE = 1024

@@ -63,6 +63,7 @@ def _oddities(series: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) ->
         _rows(seen.filter(pl.col("gaps") > 0), "gap", pl.col("gaps").sum()),
         _rows(seen.filter(pl.col("clock_jumps") > 0), "clock_jump", pl.col("clock_jumps").sum()),
         _rows(outside, "outside_job", pl.len().cast(pl.Int64)),
+        _rows(_unseen_gpus(seen, jobs), "gpus_not_seen", pl.col("unseen").sum()),
     ]
     if known_jobs.height:
         orphans = seen.join(known_jobs, on="job_id", how="anti")
@@ -71,6 +72,13 @@ def _oddities(series: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) ->
         unknown = labels.join(known_jobs, on="job_id", how="anti").join(seen, on="job_id", how="anti")
         frames.append(_rows(unknown, "label_without_job", pl.len().cast(pl.Int64)))
     return pl.concat(frames).sort("job_id", "reason")
+
+
+def _unseen_gpus(seen: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
+    """Return job_id and ``unseen``, of the jobs of which only some of the allocated GPUs have samples."""
+    last = jobs.sort("job_id", "attempt").unique("job_id", keep="last", maintain_order=True)
+    counted = seen.group_by("job_id").agg(pl.len().cast(pl.Int64).alias("seen")).join(last, on="job_id")
+    return counted.with_columns(unseen=pl.col("gpus") - pl.col("seen")).filter(pl.col("unseen") > 0)
 
 
 def _rows(frame: pl.DataFrame, reason: str, count: pl.Expr) -> pl.DataFrame:

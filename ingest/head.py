@@ -24,13 +24,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
+from ingest.disk import sync_folder
 from ingest.errors import LakeBusyError, LakeError
 
-FORMAT: Final = 1
-"""Of the manifest's own files."""
+FORMAT: Final = 2
+"""Of the manifest's own files; 2 since the pieces are sorted by job, and the names of TRES numbers remembered."""
 
 SCHEMA_VERSION: Final = 1
 """Of the tables in `ingest.schemas`."""
+
+TABLE_FOLDERS: Final = frozenset(
+    (
+        *("jobs", "devices", "gpu_samples", "cpu_samples", "node_samples", "gpu_job_summary", "cpu_job_summary"),
+        *("labels", "job_parameters", "gpu_minutes", "job_stats", "quarantine", "quality"),
+    )
+)
+"""The folders below the root that are the lake's: one a table of `ingest.schemas`, which is too heavy for here."""
 
 MANIFEST: Final = "_manifest"
 STAGING: Final = "_staging"
@@ -54,7 +63,10 @@ class LakePart:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A committed state of the lake; every path is relative to the root."""
+    """A committed state of the lake; every path is relative to the root.
+
+    ``tres_names`` has, by cluster, what its last ``tres-mapping.txt`` told: TRES number to name.
+    """
 
     generation: int = 0
     parts: tuple[LakePart, ...] = ()
@@ -62,6 +74,12 @@ class Head:
     pieces: str = ""
     moves: dict[str, str] = field(default_factory=dict)
     removes: tuple[str, ...] = ()
+    tres_names: dict[str, dict[int, str]] = field(default_factory=dict)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether moves or removals are still to be done."""
+        return bool(self.moves or self.removes)
 
     def path(self, root: Path, part: LakePart) -> Path:
         """Return where a part's bytes are now: its final place, or its staging name while the move is still due."""
@@ -112,6 +130,10 @@ def _parse(root: Path, raw: dict[str, Any]) -> Head:
         pieces=raw["pieces"],
         moves=raw["moves"],
         removes=tuple(raw["removes"]),
+        tres_names={
+            cluster: {int(number): name for number, name in names.items()}
+            for cluster, names in raw["tres_names"].items()
+        },
     )
 
 
@@ -189,6 +211,7 @@ def _write_temporary(folder: Path, head: Head) -> None:
         ],
         "moves": head.moves,
         "removes": list(head.removes),
+        "tres_names": head.tres_names,
     }
     temporary = folder / f"{HEAD}.tmp"
     try:
@@ -199,15 +222,6 @@ def _write_temporary(folder: Path, head: Head) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sync_up(root: Path, folders: Iterable[Path]) -> None:
@@ -229,7 +243,7 @@ def finish_moves(root: Path, head: Head) -> Head:
     LakeError
         If they cannot be done. The commit stands all the same, and readers of `Lake` see it.
     """
-    if not head.moves and not head.removes:
+    if not head.is_pending:
         return head
     owned = _owned(head)
     try:
@@ -278,7 +292,7 @@ def writing(root: Path) -> Iterator[Head]:
         If ``root`` cannot be a lake, or is one that cannot be read.
     """
     is_new = not root.exists()
-    stray = next(root.glob("*/cluster=*/*.parquet"), None)
+    stray = next(find_parts(root, "*.parquet"), None)
     if stray is not None and not (root / MANIFEST / HEAD).exists():
         raise LakeError(
             f"{root} has files such as {stray.relative_to(root)} but no {MANIFEST}/{HEAD}; "
@@ -290,6 +304,12 @@ def writing(root: Path) -> Iterator[Head]:
         finally:
             _leave(root, is_new)
             lock.truncate(0)
+
+
+def find_parts(root: Path, pattern: str = "part-*.parquet") -> Iterator[Path]:
+    """Yield every file that has the place and the name of a part, whether HEAD names it or not."""
+    for table in sorted(TABLE_FOLDERS):
+        yield from sorted((root / table).glob(f"cluster=*/{pattern}"))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ needs them then says so, and the lake is to be opened again. Two states are neve
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.errors import LakeError
-from ingest.head import LakePart, read_head
+from ingest.head import MANIFEST, LakePart, read_head
+from ingest.keys import KeyCheck, find_overlaps
 from ingest.manifest import read_inputs, read_pieces
+from ingest.part_check import check_footer, check_part
+from ingest.parts import open_part
 from ingest.schemas import TABLES, TableSchema
+from ingest.series_index import SeriesIndex
 
 _OPEN_FILES: Final = 64
 _CHECK_ROWS: Final = 65_536
 _SERIES_TABLES: Final = frozenset({"gpu_samples", "gpu_minutes"})
-_INDEX_COLUMNS: Final = ["cluster", "part", "row_start", "rows", "job_id", "node", "gpu_index", "first_time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Lake:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._head = read_head(self.root)
-        self._index: _SeriesIndex | None = None
+        self._index: SeriesIndex | None = None
         self._part_of = {part.file: part for part in self._head.parts}
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._row_ends: dict[str, Any] = {}
@@ -133,7 +136,8 @@ class Lake:
 
         Notes
         -----
-        Goes through the index to the row groups that hold the job, so its cost does not grow with the lake.
+        Reads one or two row groups of the index, sorted by job, and those of the parts that hold the job. What grows
+        with the lake is opening it: the list of parts, and the index's footer (one entry for each 16,384 pieces).
         """
         schema = self._schema("gpu_samples")
         names = list(schema.columns if columns is None else columns)
@@ -141,7 +145,7 @@ class Lake:
             raise ValueError(f"gpu_samples has no column {unknown[0]!r}; it has {', '.join(schema.columns)}")
         with self._as_opened():
             if self._index is None:
-                self._index = _SeriesIndex(read_pieces(self.root, self._head))
+                self._index = SeriesIndex(self.root, self._head)
             wanted = self._index.find(job_id, cluster, node, gpu_index)
             tables = [self._read_rows(part, start, rows, names) for part, start, rows in wanted]
         if not tables:
@@ -176,13 +180,21 @@ class Lake:
                 )
         return LakeInfo(str(self.root), self.generation, self.inputs().height, tuple(tables))
 
-    def check(self) -> CheckReport:
-        """Return what a full check finds: every part there, readable to its last value, as listed, sorted by time."""
+    def check(self, *, values: bool = True, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+        """Return what a check finds: every part there, readable to its last value, as listed, each key once.
+
+        Parameters
+        ----------
+        values : without, only the parts' footers are read, which takes moments: that they are there, and as listed
+        progress : called with the bytes of the parts that were checked, and of all
+        """
         problems: list[str] = []
         rows = 0
-        for part in self._head.parts:
+        keys = KeyCheck()
+        for part in self._each_part(progress):
+            path = self._head.path(self.root, part)
             try:
-                found, wrong = _check_part(self._head.path(self.root, part), part)
+                found, wrong = check_part(path, part, keys) if values else check_footer(path, part)
             except FileNotFoundError as error:
                 if self._is_stale():
                     raise self._gone(f"{part.file} is missing") from error
@@ -193,14 +205,44 @@ class Lake:
                 continue
             rows += found
             problems += [f"{part.file}: {what}" for what in wrong]
+        problems += keys.problems()
         problems += self._check_index()
+        problems += self._check_strays()
+        problems += self._check_pending()
+        return CheckReport(len(self._head.parts), rows, tuple(problems))
+
+    def _check_strays(self) -> list[str]:
         listed = {*self._head.removes, *(part.file for part in self._head.parts)}
+        problems = []
         for table in TABLES:
             for path in sorted((self.root / table).glob("cluster=*/*.parquet")):
                 name = path.relative_to(self.root).as_posix()
                 if name not in listed:
-                    problems.append(f"{name}: not part of the lake; the next ingest removes it")
-        return CheckReport(len(self._head.parts), rows, tuple(problems))
+                    helps = "the next ingest removes it" if path.name.startswith("part-") else "move it elsewhere"
+                    problems.append(f"{name}: not part of the lake, but other readers take it for one; {helps}")
+        return problems
+
+    def _check_pending(self) -> list[str]:
+        now = read_head(self.root)
+        moves = sum(not (self.root / final).exists() for final in now.moves)
+        removes = sum((self.root / name).exists() for name in now.removes if not name.startswith(f"{MANIFEST}/"))
+        if now.generation != self.generation or not (moves or removes):
+            return []
+        return [
+            f"generation {self.generation} is committed, but {moves} files are still to be put in their places and "
+            f"{removes} old ones to be removed (an ingest is at it, or was killed): until then readers other than "
+            "jobwatt find the wrong files; the next ingest, of anything, finishes it"
+        ]
+
+    def _each_part(self, progress: Callable[[int, int], None] | None) -> Iterator[LakePart]:
+        """Yield every part, and tell after each how far it is."""
+        total_bytes = sum(part.bytes for part in self._head.parts)
+        done_bytes = 0
+        for part in self._head.parts:
+            yield part
+            done_bytes += part.bytes
+            if progress is not None:
+                progress(done_bytes, total_bytes)
 
     def _check_index(self) -> list[str]:
         try:
@@ -214,6 +256,7 @@ class Lake:
         accounted = pl.col("rows_out") + pl.col("rows_quarantined") + pl.col("rows_merged")
         lost = inputs.filter(pl.col("rows_in") != accounted)
         problems = [f"{name}: rows do not add up" for name in lost["name"].head(10)]
+        problems += find_overlaps(pieces)
         indexed = dict(pieces.group_by("part").agg(pl.col("rows").sum()).iter_rows())
         problems += [
             f"{part.file}: {part.rows} rows, {indexed[part.file]} in the index"
@@ -237,9 +280,9 @@ class Lake:
             self._files.move_to_end(name)
         else:
             try:
-                self._files[name] = _open_part(self._head.path(self.root, self._part_of[name]))
+                self._files[name] = open_part(self._head.path(self.root, self._part_of[name]))
             except FileNotFoundError:  # moved to its final place in this very moment, or gone
-                self._files[name] = _open_part(self.root / name)
+                self._files[name] = open_part(self.root / name)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         file = self._files[name]
@@ -270,69 +313,3 @@ class Lake:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _open_part(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, page_checksum_verification=True)
-
-
-def _check_part(path: Path, part: LakePart) -> tuple[int, list[str]]:
-    """Return the rows of a part, all of them read, and what is wrong with it."""
-    schema = TABLES[part.table]
-    problems: list[str] = []
-    rows = 0
-    back = 0
-    with _open_part(path) as file:
-        missing = set(schema.columns) - set(file.schema_arrow.names)
-        if missing:
-            problems.append(f"columns missing: {', '.join(sorted(missing))}")
-        key = {name: schema.columns[name] for name in schema.key}
-        is_series = part.table in _SERIES_TABLES and not missing
-        last = pl.DataFrame(schema=key)
-        for batch in file.iter_batches(batch_size=_CHECK_ROWS):
-            rows += batch.num_rows
-            if is_series:
-                keys = pl.concat([last, pl.DataFrame(batch.select(list(key)), schema=key)])
-                back += _count_back(keys)
-                last = keys.tail(1)
-    if (rows, path.stat().st_size) != (part.rows, part.bytes):
-        problems.append(f"{rows} rows, {path.stat().st_size} bytes; {part.rows}, {part.bytes} listed")
-    if back:
-        problems.append(f"the time of a series goes back, or repeats, in {back} places")
-    return rows, problems
-
-
-def _count_back(keys: pl.DataFrame) -> int:
-    """Return how often the last column does not grow where the others stay the same."""
-    *series, time = keys.columns
-    same = pl.all_horizontal([pl.col(name).eq_missing(pl.col(name).shift()) for name in series])
-    return int(keys.select((same & (pl.col(time) <= pl.col(time).shift())).sum()).item())
-
-
-class _SeriesIndex:
-    """Where each job's GPU samples are: pieces sorted by job, found by bisection."""
-
-    def __init__(self, pieces: pl.DataFrame) -> None:
-        gpu = pieces.filter((pl.col("table") == "gpu_samples") & pl.col("job_id").is_not_null()).select(_INDEX_COLUMNS)
-        gpu = gpu.sort("job_id", "cluster", "node", "gpu_index", "first_time")
-        self._jobs = gpu["job_id"].to_numpy()
-        self._rows = gpu.select("cluster", "node", "gpu_index", "part", "row_start", "rows").rows()
-
-    def find(
-        self, job_id: int, cluster: str | None, node: str | None, gpu_index: int | None
-    ) -> list[tuple[str, int, int]]:
-        """Return (part, first row, rows) of each stretch of a part; neighbours in one part are joined."""
-        first, last = np.searchsorted(self._jobs, [job_id, job_id + 1])
-        mine = [row for row in self._rows[first:last] if cluster in (None, row[0])]
-        clusters = sorted({row[0] for row in mine})
-        if len(clusters) > 1:
-            raise ValueError(f"job {job_id} is in the clusters {' and '.join(clusters)}; give one of them as cluster")
-        found: list[tuple[str, int, int]] = []
-        for _, row_node, row_gpu, part, start, rows in mine:
-            if node not in (None, row_node) or gpu_index not in (None, row_gpu):
-                continue
-            if found and found[-1][0] == part and found[-1][1] + found[-1][2] == start:
-                found[-1] = (part, found[-1][1], found[-1][2] + rows)
-            else:
-                found.append((part, start, rows))
-        return found

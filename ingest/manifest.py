@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
-from polars.exceptions import PolarsError
 
-from ingest.errors import LakeError
 from ingest.head import MANIFEST, Head
-from ingest.parts import write_frame
+from ingest.parts import read_part, write_frame
 from ingest.staging import PIECES_SCHEMA
 
 INPUTS_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -29,6 +27,11 @@ INPUTS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "generation": pl.Int64(),
 }
 
+PIECES_IN_GROUP: Final = 16_384
+"""Pieces in a row group; who looks for one job reads one or two of them (`ingest.series_index`)."""
+
+_IN_ORDER: Final = ("job_id", "cluster", "node", "gpu_index", "first_time")
+
 
 def read_inputs(root: Path, head: Head) -> pl.DataFrame:
     """Return every input file that the lake remembers."""
@@ -42,17 +45,17 @@ def read_pieces(root: Path, head: Head) -> pl.DataFrame:
 
 
 def _read(root: Path, name: str) -> pl.DataFrame:
-    path = root / MANIFEST / name
-    try:
-        return pl.read_parquet(path)
-    except (OSError, PolarsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise LakeError(
-            f"{path} cannot be read ({reason}); restore it from a backup, or ingest into a new lake"
-        ) from error
+    return read_part(root / MANIFEST / name)
 
 
-def write_index(root: Path, name: str, frame: pl.DataFrame) -> str:
-    """Write inputs or pieces durably under ``name`` and return it; nothing is left of it where that fails."""
-    write_frame(root / MANIFEST / name, frame)
+def write_inputs(root: Path, name: str, inputs: pl.DataFrame) -> str:
+    """Write the inputs durably under ``name`` and return it; nothing is left of them where that fails."""
+    write_frame(root / MANIFEST / name, inputs)
+    return name
+
+
+def write_pieces(root: Path, name: str, pieces: pl.DataFrame) -> str:
+    """Write the pieces sorted by job, durably, under ``name`` and return it; nothing is left where that fails."""
+    ordered = pieces.sort(_IN_ORDER, nulls_last=True, maintain_order=True)
+    write_frame(root / MANIFEST / name, ordered, row_group_rows=PIECES_IN_GROUP)
     return name

@@ -13,14 +13,20 @@ _MADV_DONTNEED: Final = 4
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (r-xp) \S+ \S+ \d+ +(/\S+\.so\S*)$")
 
 
+def give_back_heap() -> None:
+    """Let go of heap that lies free; little time, so that a long task can do it between two batches."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def give_back_memory() -> None:
     """Let go of free heap, and of libraries' code pages; those that are needed again come back from the page cache.
 
     Importing polars and pyarrow alone runs through some 100 MiB of code that no later task needs.
     """
+    give_back_heap()
     with contextlib.suppress(OSError, AttributeError):  # not glibc, not Linux
         libc = ctypes.CDLL(None)
-        libc.malloc_trim(0)
         libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         for start, size in _code():
             libc.madvise(start, size, _MADV_DONTNEED)

@@ -1,15 +1,19 @@
 """Parquet parts of the lake: written with measured encodings, read by row range.
 
-A part is sorted by its table's key. A row group holds one long stretch of a series, or several whole short ones, at
-least `ROW_GROUP_ROWS` rows together, so that one job is one or few row groups; a long series spans several parts.
+A part is a row of batches, each sorted by input file and its table's key; the samples of a series are in the order of
+time. Batches follow each other as their files were met, so a part as a whole is in order only where those were.
+A row group holds one long stretch of a series, or several whole short ones, at least `ROW_GROUP_ROWS` rows together,
+so that one job is one or few row groups; a long series spans several parts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,12 +22,17 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from polars.exceptions import PolarsError
 
+from ingest.errors import LakeError
 from ingest.records import Part
 from ingest.schemas import TABLES, TableSchema
 
 ROW_GROUP_ROWS: Final = 32_768
 """A row group is closed at the first series end after this many rows."""
+
+FRAME_ROWS: Final = 16_384
+"""So many rows of a part are read at a time."""
 
 COMPRESSION_LEVEL: Final = 1
 
@@ -40,7 +49,7 @@ def arrow_schema(table: TableSchema) -> pa.Schema:
 class PartWriter:
     """Writes one part; use as a context manager, or `discard` it.
 
-    Frames must come in key order. A column that a frame lacks is written as null; an Enum column as text. With
+    Each frame must be in key order. A column that a frame lacks is written as null; an Enum column as text. With
     ``stretches``, each stretch of rows becomes a row group of its own, and the table's delta columns are delta-encoded.
     """
 
@@ -48,7 +57,7 @@ class PartWriter:
         self.path = path
         self._table = table
         self._rows = 0
-        self._pending: list[pl.DataFrame] = []
+        self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._schema = _writer_schema(table)
         self._stretches = stretches
@@ -85,21 +94,22 @@ class PartWriter:
         if not frame.height:
             return first
         self._rows += frame.height
+        table = self._to_arrow(frame)
         edges = [*(int(s) for s in starts), frame.height] if starts is not None else [0, frame.height]
         begin = 0
         for edge in edges[1:]:
             if self._stretches or self._pending_rows + edge - begin >= ROW_GROUP_ROWS:
-                self._pending.append(frame[begin:edge])
+                self._pending.append(table.slice(begin, edge - begin))
                 self._flush()
                 begin = edge
         if begin < frame.height:
-            self._pending.append(frame[begin:])
+            self._pending.append(table.slice(begin))
             self._pending_rows += frame.height - begin
         return first
 
     def _flush(self) -> None:
         if self._pending:
-            tables = [self._to_arrow(frame) for frame in self._pending]
+            tables = self._pending
             table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
             self._writer.write_table(table, row_group_size=table.num_rows)
             self._pending, self._pending_rows = [], 0
@@ -138,11 +148,6 @@ class PartWriter:
             self._file.close()
         self.path.unlink(missing_ok=True)
 
-    @property
-    def rows(self) -> int:
-        """Rows written so far."""
-        return self._rows
-
 
 def _writer_schema(table: TableSchema) -> pa.Schema:
     schema = arrow_schema(table)
@@ -156,40 +161,163 @@ def write_part(path: Path, table: str, frame: pl.DataFrame) -> Part:
     """Write one frame as one part and return its record."""
     writer = PartWriter(path, TABLES[table])
     try:
-        writer.write(frame)
+        writer.write(frame, range(0, frame.height, ROW_GROUP_ROWS))
         return writer.close()
     except BaseException:
         writer.discard()
         raise
 
 
-def write_frame(path: Path, frame: pl.DataFrame) -> None:
-    """Write a small frame of no table durably; nothing is left of it where that fails."""
+def write_frame(path: Path, frame: pl.DataFrame, *, row_group_rows: int | None = None, durable: bool = True) -> None:
+    """Write a small frame of no table, its pages with checksums; nothing is left of it where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()  # polars itself would not say why it cannot write a file
-    frame.write_parquet(content, compression="zstd")
     try:
         with path.open("wb") as file:
-            file.write(content.getbuffer())
+            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True, row_group_size=row_group_rows)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
     except OSError:
         path.unlink(missing_ok=True)
         raise
 
 
-def read_rows(path: str, row_start: int, rows: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Return ``rows`` rows of a part from ``row_start`` on, reading only the row groups that hold them."""
-    file = pq.ParquetFile(path)
-    counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-    ends = np.cumsum(counts)
-    first = int(np.searchsorted(ends, row_start, side="right"))
-    last = int(np.searchsorted(ends, row_start + rows, side="left"))
-    table = file.read_row_groups(
-        list(range(first, last + 1)), columns=list(columns) if columns else None, use_threads=False
-    )
-    offset = row_start - (int(ends[first - 1]) if first else 0)
-    frame = pl.from_arrow(table.slice(offset, rows))
+def open_part(path: Path) -> pq.ParquetFile:
+    """Return a part's file; a page of it whose checksum does not fit is an error when it is read."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Say in one line, as a `LakeError`, that a part cannot be read, where anything in it is not as it was written."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, PolarsError, UnicodeDecodeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise LakeError(
+            f"{path} cannot be read ({reason}); restore it from a backup, or ingest the sources into a new lake "
+            "(`jobwatt lake check` names all that is damaged)"
+        ) from error
+
+
+def read_part(
+    path: str | Path, row_start: int = 0, rows: int | None = None, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """Return rows of a part, all where ``rows`` is None, reading only the row groups that hold them.
+
+    Raises
+    ------
+    LakeError
+        If the part is missing or damaged.
+    """
+    reader = PartReader(keep=1)
+    if rows is None:
+        rows = reader.height(path) - row_start
+    frames = list(reader.frames(path, row_start, rows, columns))
+    return frames[0] if len(frames) == 1 else pl.concat(frames)
+
+
+class PartReader:
+    """Reads stretches of parts, a bounded number of rows at a time.
+
+    A row group of which a stretch is wanted is kept for a while, since neighbours often lie in it as well.
+
+    Parameters
+    ----------
+    keep : how many files, and how many row groups, stay at hand
+    """
+
+    def __init__(self, keep: int = 4) -> None:
+        self._keep = keep
+        self._files: OrderedDict[str, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int, tuple[str, ...] | None], pl.DataFrame] = OrderedDict()
+
+    def height(self, path: str | Path) -> int:
+        """Return the number of rows of a part."""
+        return self._open(str(path))[1][-1]
+
+    def frames(
+        self, path: str | Path, row_start: int, rows: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Yield ``rows`` rows from ``row_start`` on, at most `FRAME_ROWS` at a time; one empty frame for none.
+
+        Raises
+        ------
+        LakeError
+            If the part is missing or damaged, or has fewer rows.
+        """
+        name, wanted = str(path), None if columns is None else tuple(columns)
+        ends = self._open(name)[1]
+        stop = row_start + rows
+        if stop > ends[-1]:
+            raise LakeError(f"{path} has {ends[-1]} rows, not the {stop} of the index; see: jobwatt lake check")
+        if not rows:
+            yield self._empty(name, wanted)
+        for group in range(bisect_right(ends, row_start) - 1, len(ends) - 1):
+            first, last = max(row_start, ends[group]), min(stop, ends[group + 1])
+            if first >= last:
+                break
+            if (first, last) == (ends[group], ends[group + 1]):
+                yield from self._stream(name, group, wanted)
+            else:
+                yield from self._group(name, group, wanted)[first - ends[group] : last - ends[group]].iter_slices(
+                    FRAME_ROWS
+                )
+
+    def _open(self, name: str) -> tuple[pq.ParquetFile, list[int]]:
+        """Return a part's file, and where its row groups begin and the last one ends."""
+        if name not in self._files:
+            with reading(name):
+                file = open_part(Path(name))
+                rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            self._files[name] = file, [0, *accumulate(rows)]
+            if len(self._files) > self._keep:
+                self._files.popitem(last=False)[1][0].close()
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    def _stream(self, name: str, group: int, columns: tuple[str, ...] | None) -> Iterator[pl.DataFrame]:
+        """Yield a whole row group, decoded bit by bit."""
+        with reading(name):
+            batches = self._open(name)[0].iter_batches(
+                FRAME_ROWS, row_groups=[group], columns=columns and list(columns), use_threads=False
+            )
+        left = self._rows(name, group)
+        while left > 0:
+            with reading(name):
+                batch = next(batches, None)
+                if batch is None or batch.num_rows > left:
+                    raise pa.ArrowInvalid("a page has another number of rows than the row group")
+                frame = _frame(pa.Table.from_batches([batch]), columns)
+            left -= frame.height
+            yield frame
+
+    def _group(self, name: str, group: int, columns: tuple[str, ...] | None) -> pl.DataFrame:
+        key = (name, group, columns)
+        if key not in self._groups:
+            file = self._open(name)[0]
+            with reading(name):
+                table = file.read_row_group(group, columns=columns and list(columns), use_threads=False)
+                if table.num_rows != self._rows(name, group):
+                    raise pa.ArrowInvalid("a page has another number of rows than the row group")
+                self._groups[key] = _frame(table, columns)
+            if len(self._groups) > self._keep:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+    def _rows(self, name: str, group: int) -> int:
+        ends = self._open(name)[1]
+        return ends[group + 1] - ends[group]
+
+    def _empty(self, name: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
+        with reading(name):
+            return _frame(self._open(name)[0].schema_arrow.empty_table(), columns)
+
+
+def _frame(table: pa.Table, columns: Sequence[str] | None) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
     if not isinstance(frame, pl.DataFrame):
-        raise TypeError(f"{path}: a table was expected")
-    return frame
+        raise TypeError("a table was expected")
+    return frame if columns is None else frame.select(columns)

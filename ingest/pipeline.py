@@ -4,56 +4,67 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
 
 from ingest import tasks
 from ingest.checksum import join_blocks
+from ingest.cluster_name import check_cluster_name
 from ingest.errors import JobwattError, LakeError, SourceError
-from ingest.head import STAGING, Head, writing
+from ingest.head import STAGING, Head, find_parts, writing
 from ingest.quality import is_defect
 from ingest.records import (
     UNTOLD,
     CommitResult,
     CommitSpec,
     FileRecord,
+    Held,
     IngestPlan,
     PlanSpec,
+    RewriteResult,
+    RewriteSpec,
     ScanFile,
     ScanResult,
     ScanSpec,
     SmiOptions,
 )
 from ingest.runner import PoolRunner, Runner, usable_cores
+from ingest.shares import find_line_shifts, join_shares
 from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
 from ingest.sources.remote import is_url
 
 S = TypeVar("S")
 R = TypeVar("R")
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_CLUSTER_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an ingest is, in bytes of its input files."""
+    """How far one phase of an ingest is, in bytes of its input files as they are stored.
 
-    bytes_done: int
-    bytes_total: int
-    files_done: int
+    ``phase`` is planning (the archive is listed; a compressed tar is inflated for that), verifying (large files that
+    the lake has are hashed), reading, joining (parts are written anew), or committing. Planning and committing have no
+    bytes.
+    """
+
+    phase: str
+    bytes_done: int = 0
+    bytes_total: int = 0
+    files_done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
     """What an ingest did. Per file and in all: rows_in = rows_out + rows_quarantined + rows_merged + rows_unchanged.
 
-    ``tables`` has the rows of each table of the cluster after the run; ``reasons`` the codes that this run counted.
+    ``files_replaced`` are those that the lake had in another state (or whose series it had joined with one of those),
+    and ``rows_replaced`` what it had taken from them, which goes. ``tables`` has the rows of each table of the cluster
+    after the run; ``reasons`` the codes that this run counted.
     """
 
     source: str
@@ -63,11 +74,13 @@ class IngestReport:
     files: int
     files_unchanged: int
     files_refused: int
+    files_replaced: int
     rows_in: int
     rows_out: int
     rows_quarantined: int
     rows_merged: int
     rows_unchanged: int
+    rows_replaced: int
     tables: dict[str, int]
     reasons: dict[str, int]
     unknown_columns: dict[str, list[str]]
@@ -107,11 +120,13 @@ def ingest(
 
     Raises
     ------
+    ValueError
+        If ``cluster`` is no name for one.
     SourceError, LakeError, JobwattError
         With nothing committed.
     """
-    if cluster is not None and not _CLUSTER_NAME.match(cluster):
-        raise ValueError(f"cluster is {cluster!r}; give letters, digits, '.', '_' and '-', at most 100")
+    if cluster is not None:
+        check_cluster_name(cluster)
     began = time.monotonic()
     own = runner is None
     active = runner if runner is not None else PoolRunner(usable_cores())
@@ -150,6 +165,7 @@ class _Run:
         self._progress = progress
         self._folder = root / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}"
         self._done_bytes = 0
+        self._total_bytes = 0
         self._done_files = 0
         self.plan: IngestPlan | None = None
         self.unknown_columns: dict[str, list[str]] = {}
@@ -167,17 +183,22 @@ class _Run:
         )
         if isinstance(self._runner, PoolRunner):
             self._runner.warm(tasks.warm)
+        self._tell("planning")
         self.plan = plan = self._one(tasks.plan, spec)
-        self._tell()
         results, records = self._scan(plan)
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
-        commit = replace(commit, line_shift=_line_shift(results, plan), source_name=PurePosixPath(source).name)
+        name = PurePosixPath(source).name
+        commit = replace(commit, line_shift=find_line_shifts(results, plan), source_name=name, force=force)
+        commit = replace(commit, tres_names=plan.template.tres_names)
         while True:
+            self._tell("committing")
             result = self._one(tasks.commit, commit)
             if result.held:
                 commit = self._leave_out(plan, commit, result.held)
             elif result.rescan:
                 commit = self._rescan(plan, commit, result.rescan)
+            elif result.rewrites:
+                commit = replace(commit, rewritten=self._rewrite(result.rewrites))
             else:
                 return result
 
@@ -194,12 +215,14 @@ class _Run:
             changed, settled = self._verify(plan.verify, plan.template.force)
             specs += changed
             records += settled
-        results = [*plan.found, *self._map_scan(specs)]
+        results, scanned = join_shares([*plan.found, *self._map_scan(specs)], specs)
         results.sort(key=lambda r: r.part)
-        return results, (*records, *_join_shares(results, specs))
+        return results, (*records, *scanned)
 
     def _map_scan(self, specs: Sequence[ScanSpec]) -> Iterable[ScanResult]:
         self._specs.update({spec.part: spec for spec in specs})
+        self._total_bytes += sum(file.stored_bytes for spec in specs for file in spec.files)
+        self._tell_read()
         for result in self._runner.map(tasks.scan, specs):
             self._done_bytes += result.bytes_read
             self._done_files += len(result.files)
@@ -208,14 +231,19 @@ class _Run:
                     names = self.unknown_columns.setdefault(column, [])
                     if len(names) < 5:
                         names.append(record.name)
-            self._tell()
+            self._tell_read()
             yield result
 
     def _verify(self, specs: Sequence[ScanSpec], force: bool) -> tuple[list[ScanSpec], list[FileRecord]]:
         """Hash large files that the lake has; return the tasks of those that changed and the records of the others."""
         digests: dict[str, dict[int, list[str]]] = {}
+        size = {(file.name, file.start): file.stored_bytes for spec in specs for file in spec.files}
+        done, total = 0, sum(size.values())
+        self._tell("verifying", done, total)
         for name, start, blocks in self._runner.map(tasks.verify, specs):
             digests.setdefault(name, {})[start] = blocks
+            done += size[name, start]
+            self._tell("verifying", done, total)
         changed: list[ScanSpec] = []
         settled: dict[str, FileRecord] = {}
         for spec in specs:
@@ -225,11 +253,12 @@ class _Run:
                 changed.append(spec)
                 continue
             checksum = join_blocks([b for _, blocks in sorted(digests[file.name].items()) for b in blocks])
-            shrunken = file.member.size < known.size and not force
+            known = file.find_same(file.member.size, checksum) or known
+            shrunken = file.member.size < known.size and not force and not file.is_anonymous
             if checksum != known.checksum and not shrunken:
                 changed.append(spec)
             elif file.name not in settled:
-                record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
+                record = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum)
                 record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
                 if checksum != known.checksum:
                     detail = f"{file.member.size} bytes, {known.size} before"
@@ -237,13 +266,24 @@ class _Run:
                 settled[file.name] = record
         return changed, list(settled.values())
 
+    def _rewrite(self, specs: Sequence[RewriteSpec]) -> tuple[RewriteResult, ...]:
+        """Write parts anew, in the order in which they were asked for."""
+        done, total = 0, sum(spec.bytes for spec in specs)
+        self._tell("joining", done, total)
+        found: dict[str, RewriteResult] = {}
+        for result in self._runner.map(tasks.rewrite, specs):
+            found[result.part] = result
+            done += result.bytes
+            self._tell("joining", done, total)
+        return tuple(found[spec.part] for spec in specs)
+
     def _rescan(self, plan: IngestPlan, commit: CommitSpec, names: Sequence[str]) -> CommitSpec:
         """Read files again that share a series with a changed one, and return the commit with them."""
-        files = {file.name: file for spec in (*plan.specs, *plan.verify) for file in spec.files}
+        files = plan.files
         specs = [
             replace(
                 plan.template,
-                files=(replace(files[name], known=None, start=0, stop=None),),
+                files=(replace(files[name], known=None, others=(), alias=name, start=0, stop=None),),
                 part=f"rescan-{len(commit.results):05d}-{i:05d}",
                 stream=files[name].member.location if files[name].member.offset == -1 else "",
             )
@@ -254,27 +294,30 @@ class _Run:
         records = tuple(again.get(record.name, record) for record in commit.records)
         return replace(commit, results=(*commit.results, *extra), records=records)
 
-    def _leave_out(self, plan: IngestPlan, commit: CommitSpec, held: Mapping[str, str]) -> CommitSpec:
+    def _leave_out(self, plan: IngestPlan, commit: CommitSpec, held: Sequence[Held]) -> CommitSpec:
         """Return the commit without some files that the lake has in an older state, which stays."""
-        kept = [r for r in commit.results if r.part not in self._specs or not held.keys() & _names(self._specs[r.part])]
+        why = {one.scanned: one for one in held}
+        kept = [r for r in commit.results if r.part not in self._specs or not why.keys() & _names(self._specs[r.part])]
         dropped = [self._specs[r.part] for r in commit.results if r not in kept]
-        others = [replace(s, files=tuple(f for f in s.files if f.name not in held), part=f"{s.part}+") for s in dropped]
+        others = [replace(s, files=tuple(f for f in s.files if f.name not in why), part=f"{s.part}+") for s in dropped]
         results = [*kept, *self._map_scan([spec for spec in others if spec.files])]
         results.sort(key=lambda r: r.part)
-        files = {file.name: file for spec in (*plan.specs, *plan.verify) for file in spec.files}
-        records = tuple(_as_known(r, files[r.name], held[r.name]) if r.name in held else r for r in commit.records)
+        files = plan.files
+        records = tuple(_as_known(r, files[r.name], why[r.name]) if r.name in why else r for r in commit.records)
         return replace(commit, results=tuple(results), records=records)
 
-    def _tell(self) -> None:
-        if self._progress is not None and self.plan is not None:
-            total = max(self.plan.total_bytes, self._done_bytes)
-            self._progress(Progress(self._done_bytes, total, self._done_files))
+    def _tell_read(self) -> None:
+        self._tell("reading", self._done_bytes, max(self._total_bytes, self._done_bytes), self._done_files)
+
+    def _tell(self, phase: str, *figures: int) -> None:
+        if self._progress is not None:
+            self._progress(Progress(phase, *figures))
 
     def _clean_others(self) -> None:
         """Remove what killed runs left: their staging, and files that no committed state lists."""
         shutil.rmtree(self._root / STAGING, ignore_errors=True)
         listed = {part.file for part in self._head.parts}
-        for path in self._root.glob("*/cluster=*/*.parquet"):
+        for path in find_parts(self._root):
             if path.relative_to(self._root).as_posix() not in listed:
                 path.unlink(missing_ok=True)
         indexes = {self._head.inputs, self._head.pieces}
@@ -294,57 +337,15 @@ def _names(spec: ScanSpec) -> set[str]:
     return {file.name for file in spec.files}
 
 
-def _as_known(record: FileRecord, file: ScanFile, why: str) -> FileRecord:
+def _as_known(record: FileRecord, file: ScanFile, held: Held) -> FileRecord:
     """Return the record of a file that stays as the lake knows it."""
-    known = file.known
+    known = next((known for known in file.candidates if known.name == held.known), None)
     if known is None:
         raise JobwattError(f"{file.name}: its old rows are not in the lake; please report this")
-    stays = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
+    stays = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum)
     stays = replace(stays, rows_in=known.rows_in, rows_unchanged=known.rows_in)
     is_same = record.checksum == known.checksum
-    return stays if is_same else replace(stays, status="refused", reason="companion_missing", detail=why)
-
-
-def _join_shares(results: Sequence[ScanResult], specs: Sequence[ScanSpec]) -> list[FileRecord]:
-    """Return one record a file; shares of one file are added up in the order of their place in it."""
-    start = {spec.part: spec.files[0].start for spec in specs if spec.files and spec.files[0].stop is not None}
-    whole: list[FileRecord] = []
-    shares: dict[str, list[tuple[int, FileRecord]]] = {}
-    for result in results:
-        if result.part in start:
-            for record in result.files:
-                shares.setdefault(record.name, []).append((start[result.part], record))
-        else:
-            whole += result.files
-    for found in shares.values():
-        ordered = [record for _, record in sorted(found, key=lambda item: item[0])]
-        total = ordered[0]
-        for record in ordered[1:]:
-            total = total.plus(record)
-        blocks = [block for record in ordered for block in record.checksum.split(",") if block]
-        whole.append(replace(total, size=sum(r.size for r in ordered), checksum=join_blocks(blocks)))
-    return whole
-
-
-def _line_shift(results: Sequence[ScanResult], plan: IngestPlan) -> dict[str, int]:
-    """Return for each share task how many lines of its file come before it."""
-    starts = {
-        spec.part: (spec.files[0].name, spec.files[0].start)
-        for spec in (*plan.specs, *plan.verify)
-        if spec.files and spec.files[0].stop is not None
-    }
-    lines: dict[str, list[tuple[int, str, int]]] = {}
-    for result in results:
-        if result.part in starts and result.files:
-            name, start = starts[result.part]
-            lines.setdefault(name, []).append((start, result.part, result.files[0].lines))
-    shift: dict[str, int] = {}
-    for found in lines.values():
-        before = 0
-        for _, part, n in sorted(found):
-            shift[part] = before
-            before += n
-    return shift
+    return stays if is_same else replace(stays, status="refused", reason=held.reason, detail=held.detail)
 
 
 def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: float) -> IngestReport:
@@ -364,11 +365,13 @@ def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: fl
         files=len(result.records),
         files_unchanged=sum(r.status == "unchanged" for r in result.records),
         files_refused=sum(r.status == "refused" for r in result.records),
+        files_replaced=sum(r.status == "replaced" for r in result.records),
         rows_in=totals["rows_in"],
         rows_out=totals["rows_out"],
         rows_quarantined=totals["rows_quarantined"],
         rows_merged=totals["rows_merged"],
         rows_unchanged=totals["rows_unchanged"],
+        rows_replaced=result.rows_replaced,
         tables=dict(result.tables),
         reasons=reasons,
         unknown_columns=run.unknown_columns,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -11,8 +11,8 @@ import polars as pl
 
 from ingest.checksum import BLOCK_BYTES, BlockHash, join_blocks
 from ingest.errors import SourceError
-from ingest.head import MANIFEST
 from ingest.manifest import read_inputs
+from ingest.reading import Source, count_rows
 from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, ScanResult, ScanSpec, refusal
 from ingest.sources import supercloud
 from ingest.sources.archive import Listing, Member, list_members, open_member, stream_members
@@ -20,6 +20,7 @@ from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
 from ingest.sources.remote import is_url
 from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import Staging
+from ingest.succession import MARK
 
 LEAST_TASK_BYTES: Final = 4 * 1024**2
 GREATEST_TASK_BYTES: Final = 256 * 1024**2
@@ -68,15 +69,15 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     rows, texts = _look_into(found, spec)
     records = _refused_members(listing, root)
     records += [refusal(m.plain_name, "", reason, detail, rows.get(m.name, 0)) for m, reason, detail in found.refused]
-    tres = _Tres(spec, known)
+    tres = _Tres(spec, _by_kind(known, inputs).get("tres", []), spec.head.tres_names.get(cluster, {}))
     for member, (data, problem) in texts.items():
         tres.take(member, data, problem)
-    files = tres.read_again(found.files) if tres.is_changed else found.files
+    files = tres.read_again(found.files)
     template = ScanSpec(
         (), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes, spec.smi
     )
     specs, verify = _cut(files, template, spec)
-    total = sum(max(f.member.size, 0) for f in files)
+    total = sum(file.stored_bytes for file in files)
     return IngestPlan(
         cluster,
         tuple(specs),
@@ -91,25 +92,26 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
 
 def _inputs(spec: PlanSpec, cluster: str) -> pl.DataFrame:
     """Return what the lake remembers of a cluster's input files; no rows for a new lake."""
-    if not (Path(spec.lake) / MANIFEST).is_dir():
-        return read_inputs(Path(spec.lake), type(spec.head)())
     return read_inputs(Path(spec.lake), spec.head).filter(pl.col("cluster") == cluster)
 
 
 def _known(inputs: pl.DataFrame) -> dict[str, Known]:
-    rows = inputs.select("name", "size", "checksum", "rows_in")
-    return {name: Known(size, checksum, rows_in) for name, size, checksum, rows_in in rows.iter_rows()}
+    rows = inputs.select("size", "checksum", "rows_in", "name", "generation")
+    return {known.name: known for known in (Known(*row) for row in rows.iter_rows())}
 
 
 def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame, node: str) -> _Sorted:
     found = _Sorted()
     owners = _owners(inputs)
+    by_kind = _by_kind(known, inputs)
     seen: set[str] = set()
     for member in members:
         name = member.plain_name
         kind = supercloud.classify(name)
         parsed = supercloud.parse_name(KINDS[kind], name) if kind in KINDS else None
+        alias = ""
         if parsed is not None and KINDS[kind].is_of_node:
+            alias = f"{name}{MARK}{node}" if node and not parsed[1] else ""
             parsed = (0, node or parsed[1])
         if kind == "other":
             found.ignored.append(member.name)
@@ -128,15 +130,29 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame, 
         elif kind in _ONE_FILE_A_JOB and (owner := owners.setdefault((kind, parsed[0]), name)) != name:
             found.refused.append((member, "series_from_other_file", owner))
         else:
-            found.files.append(ScanFile(member, kind, parsed[0], parsed[1], known.get(name)))
+            file = ScanFile(member, kind, *parsed, known.get(alias or name), alias=alias)
+            found.files.append(_anonymous(member, kind, by_kind.get(kind, [])) if KINDS[kind].is_anonymous else file)
         seen.add(name)
     return found
 
 
-def _owners(inputs: pl.DataFrame) -> dict[tuple[str, int], str]:
-    """Return which file the lake has the rows of a job from, by kind and job (0 for the log)."""
-    owners: dict[tuple[str, int], str] = {}
+def _anonymous(member: Member, kind: str, others: list[Known]) -> ScanFile:
+    known, rest = (others[0], tuple(others[1:])) if others else (None, ())
+    return ScanFile(member, kind, known=known, others=rest, is_anonymous=True)
+
+
+def _by_kind(known: dict[str, Known], inputs: pl.DataFrame) -> dict[str, list[Known]]:
+    """Return what the lake remembers by kind of file."""
+    found: dict[str, list[Known]] = {}
     for name, kind in inputs.select("name", "kind").iter_rows():
+        found.setdefault(kind, []).append(known[name])
+    return found
+
+
+def _owners(inputs: pl.DataFrame) -> dict[tuple[str, int], str]:
+    """Return which file the lake has the rows of a job from, by kind and job."""
+    owners: dict[tuple[str, int], str] = {}
+    for name, kind in inputs.filter(pl.col("kind") != "jobs").select("name", "kind").iter_rows():
         if kind in _ONE_FILE_A_JOB and (parsed := supercloud.parse_name(KINDS[kind], name)) is not None:
             owners[kind, parsed[0]] = name
     return owners
@@ -155,7 +171,7 @@ def _look_into(found: _Sorted, spec: PlanSpec) -> tuple[dict[str, int], dict[Mem
         if member in texts:
             texts[member] = _read_text(stream)
         else:
-            rows[member.name] = _count_rows(stream)
+            rows[member.name] = count_rows(Source(stream), with_header=True)
     return rows, texts
 
 
@@ -189,27 +205,16 @@ def _read_text(stream: ByteStream) -> tuple[bytes, tuple[str, str]]:
     return b"".join(pieces), ("", "")
 
 
-def _count_rows(stream: ByteStream) -> int:
-    """Return the rows of a file that is refused unread: its lines but the header, as far as it can be read."""
-    lines, last = 0, b"\n"
-    try:
-        while data := stream.read(_READ_BYTES):
-            lines += data.count(b"\n")
-            last = data[-1:]
-    except (TruncatedError, TooLargeError):
-        pass
-    return max(lines + (last != b"\n") - 1, 0)
-
-
 class _Tres:
-    """What ``tres-mapping.txt`` tells; its rows complete the jobs' rows."""
+    """What ``tres-mapping.txt`` tells, or told when it last came; its rows complete the jobs' rows."""
 
-    def __init__(self, spec: PlanSpec, known: dict[str, Known]) -> None:
+    def __init__(self, spec: PlanSpec, known: list[Known], remembered: Mapping[int, str]) -> None:
         self._known = known
         self._staging = Staging(spec.staging, "plan")
-        self.names: dict[int, str] = {}
+        self._generation = max((mapping.generation for mapping in known), default=0)
+        self._is_changed = False
+        self.names = remembered
         self.records: list[FileRecord] = []
-        self.is_changed = False
 
     def take(self, member: Member, data: bytes, problem: tuple[str, str]) -> None:
         """Take in one file's text."""
@@ -219,28 +224,38 @@ class _Tres:
         digest = BlockHash()
         digest.update(data)
         checksum = join_blocks(digest.blocks())
-        known = self._known.get(name)
-        record = FileRecord(name, "tres", "replaced" if known else "new", len(data), checksum, rows_in=rows)
+        same = next((k for k in self._known if (k.size, k.checksum) == (len(data), checksum)), None)
+        record = FileRecord(name, "tres", "new", len(data), checksum, rows_in=rows)
         if problem[0] or not rows:
             reason, detail = problem if problem[0] else ("empty_file", "no names")
             self.records.append(refusal(name, "tres", reason, detail, rows))
             return
-        self.names |= names
-        if known and known.checksum == checksum:
-            self.records.append(replace(record, status="unchanged", rows_unchanged=rows))
+        self.names = names
+        if same is not None:
+            self._generation = same.generation
+            self.records.append(replace(record, name=same.name, status="unchanged", rows_unchanged=rows))
         else:
-            self.is_changed = True
+            self._is_changed = True
             self._staging.reject((name, number, 1, "jobs", "wrong_type", "", line) for number, line in bad)
             if bad:
                 self._staging.counts[name, None, "wrong_type", ""] += len(bad)
             self.records.append(replace(record, rows_merged=rows - len(bad), rows_quarantined=len(bad)))
 
     def read_again(self, files: list[ScanFile]) -> list[ScanFile]:
-        """Return the files with the log marked as changed, since its rows have other names now."""
+        """Return the files, a log that was read before the mapping was as it is now marked as changed."""
         return [
-            replace(f, known=replace(f.known, size=0, checksum="")) if f.kind == "jobs" and f.known else f
+            replace(
+                f,
+                known=f.known and self._doubted(f.known),
+                others=tuple(self._doubted(known) for known in f.others),
+            )
+            if f.kind == "jobs"
+            else f
             for f in files
         ]
+
+    def _doubted(self, log: Known) -> Known:
+        return replace(log, checksum="") if self._is_changed or log.generation < self._generation else log
 
     def found(self) -> tuple[ScanResult, ...]:
         """Return what was staged."""
@@ -274,15 +289,12 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
 
 
 def _can_share(file: ScanFile) -> bool:
-    """Return whether several tasks can read one file: large, its bytes addressable, its rows independent."""
+    """Return whether several tasks can read one file: large, its bytes addressable, repeated rows found later."""
     member = file.member
-    return (
-        file.kind != "jobs"
-        and KINDS[file.kind].parse is None
-        and not member.codec
-        and member.size > 2 * BLOCK_BYTES
-        and not is_url(member.location)
-    )
+    if member.codec or is_url(member.location):
+        return False
+    kind = KINDS[file.kind]
+    return kind.table == "gpu_samples" and kind.parse is None and member.size > 2 * BLOCK_BYTES
 
 
 def cut_shares(file: ScanFile) -> list[ScanFile]:

@@ -86,6 +86,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "header_changed": (DEFECT, "the row stands below a header that differs from its file's first"),
     "ambiguous_time": (DEFECT, "a local time that the clock of its zone showed twice, or never; record in UTC"),
     "no_base_sample": (DEFECT, "an extended sample without the sample that it would extend"),
+    "other_cluster": (DEFECT, "a job of another cluster than the file's first; ids of two clusters never mix"),
     # whole files, in quarantine
     "bad_file_name": (DEFECT, "the file's name does not say which job and node it belongs to, or cannot be stored"),
     "missing_column": (DEFECT, "a column is not in the header; without a needed one the file is refused"),
@@ -93,6 +94,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "no_header": (DEFECT, "the file begins without the names of its columns; give them with --columns"),
     "bad_line_ends": (DEFECT, "the lines of the file end with carriage returns alone"),
     "shrunken": (DEFECT, "the file is shorter than what was taken from it before; --force takes it all the same"),
+    "keys_lost": (DEFECT, "jobs, nodes or series that were taken from the file are not in it any more; its rows stay"),
     "series_from_other_file": (DEFECT, "another file has the rows of this job (or the log) already"),
     "companion_missing": (
         DEFECT,
@@ -107,6 +109,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     # observations, in quality
     "missing_value": (DEFECT, "cells that say they are missing, in a column that has values elsewhere in the file"),
     "column_empty": (NOTICE, "every cell of the column says that it is missing"),
+    "bad_extra_cell": (DEFECT, "a cell of a column beyond the release's own that cannot be read or be true; null"),
     "sentinel": (DEFECT, "a driver's or scheduler's 'no value' number; stored as null"),
     "repeated_column": (DEFECT, "two columns of one name; the first is taken"),
     "unknown_column": (NOTICE, "a column that the lake does not know; not stored"),
@@ -115,9 +118,18 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "clock_jump": (DEFECT, "steps longer than CLOCK_JUMP_S"),
     "time_zone_assumed": (NOTICE, "local times without a zone, taken as UTC; say which with --time-zone"),
     "outside_job": (NOTICE, "samples over a minute before the job's start or after its end"),
+    "gpus_not_seen": (NOTICE, "GPUs that the log allocates to the job and no sample is of; they count as not covered"),
     "two_files_for_series": (DEFECT, "several files hold this job and node; joined by time"),
+    "job_step": (NOTICE, "rows of sacct that are steps of a job; the lake keeps jobs"),
+    "time_zone_unknown": (
+        DEFECT,
+        "a local time without its offset, stored as null; export with SLURM_TIME_FORMAT=%s",
+    ),
+    "cell_ambiguous": (DEFECT, "bars in several columns of sacct's text, which fit in several ways; stored as null"),
+    "exit_code_unknown": (NOTICE, "a failed job with exit code 0 in an old sacct --json, which tells no other"),
     "requeued": (NOTICE, "the job has several rows in the log; kept as attempts"),
     "mem_unit_unknown": (DEFECT, "MemoryFreeInactiveKB is neither GB nor KiB by its size; stored as null"),
+    "tres_unknown": (DEFECT, "a resource of a number that no tres-mapping.txt names; GPUs of such jobs are null"),
     "job_without_record": (NOTICE, "samples of a job that the scheduler's log does not have"),
     "label_without_job": (DEFECT, "a label for a job that neither the log nor the samples have"),
     "extended_lost": (DEFECT, "the samples that an extended file had completed were replaced; ingest it again"),

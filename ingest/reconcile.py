@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from ingest.rollup import SERIES_KEY
+from ingest.schemas import SERIES_KEY
 
 SEPARATOR = "\n"
 """Between the names of several input files of one piece."""
@@ -20,17 +20,16 @@ SEPARATOR = "\n"
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """One part to be written anew from kept pieces and merged series (frames of pieces).
+    """One part to be written anew.
 
-    ``old`` is the part that it replaces ('' where there is none). ``kept`` is copied; ``base`` and ``extended`` are
-    merged series by series. ``is_live`` marks the pieces that the lake has already.
+    ``old`` is the part that it replaces ('' where there is none). ``pieces`` says by ``role`` what becomes of each:
+    ``kept`` is copied; ``base`` and ``extended`` are merged series by series. ``is_live`` marks those that the lake has
+    already.
     """
 
     table: str
     old: str
-    kept: pl.DataFrame
-    base: pl.DataFrame
-    extended: pl.DataFrame
+    pieces: pl.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +45,29 @@ class Plan:
 
 def companions(live: pl.DataFrame) -> list[set[str]]:
     """Return the sets of inputs that share series, directly or through one another."""
-    found: list[set[str]] = []
-    for entry in live.filter(pl.col("input").str.contains(SEPARATOR, literal=True))["input"].unique().sort():
-        names = set(entry.split(SEPARATOR))
-        apart = [group for group in found if names.isdisjoint(group)]
-        found = [*apart, names.union(*(group for group in found if not names.isdisjoint(group)))]
-    return found
+    above: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while (higher := above.setdefault(name, name)) != name:
+            above[name] = above[higher]  # half the way for whoever comes next
+            name = higher
+        return name
+
+    for entry in live.filter(pl.col("input").str.contains(SEPARATOR, literal=True))["input"].unique():
+        first, *others = entry.split(SEPARATOR)
+        for name in others:
+            above[top(name)] = top(first)
+    found: dict[str, set[str]] = {}
+    for name in above:
+        found.setdefault(top(name), set()).add(name)
+    return list(found.values())
+
+
+_KEPT, _BASE, _EXTENDED = (pl.lit(role) for role in ("kept", "base", "extended"))
 
 
 def reconcile(live: pl.DataFrame, new: pl.DataFrame, replaced: Iterable[str]) -> Plan:
-    """Return the plan for one cluster.
+    """Return the plan for one cluster; the same for the same pieces.
 
     Parameters
     ----------
@@ -75,28 +87,21 @@ def reconcile(live: pl.DataFrame, new: pl.DataFrame, replaced: Iterable[str]) ->
     others = pl.concat([stays, new]).filter(~is_gpu)
     kept = pl.concat([others, base.join(conflicts, on=key, how="anti", nulls_equal=True)])
     touched = set(leaves["part"]) | set(merged["part"])
-    owner = (
-        merged.sort([*key, "first_time"]).group_by(key, maintain_order=True).agg(pl.col("part").first().alias("owner"))
-    )
-    merged = merged.join(owner, on=key, how="left", nulls_equal=True)
-    extended = extended.join(owner, on=key, how="left", nulls_equal=True)
-    tables = dict(pl.concat([leaves, merged.drop("owner")]).select("part", "table").unique().iter_rows())
-    rewrites, gone_parts = [], set()
-    for part in sorted(touched):
-        rewrite = Rewrite(
-            tables[part],
-            part,
-            kept.filter(pl.col("part") == part),
-            merged.filter(pl.col("owner") == part).drop("owner"),
-            extended.filter(pl.col("owner") == part).drop("owner"),
-        )
-        if rewrite.kept.height or rewrite.base.height:
-            rewrites.append(rewrite)
-        else:
-            gone_parts.add(part)
-    orphans = extended.filter(pl.col("owner").is_null()).drop("owner")
-    if orphans.height:
-        rewrites.append(Rewrite("gpu_samples", "", kept.clear(), base.clear(), orphans))
+    in_order = merged.sort([*key, "first_time", "part", "row_start"])
+    owner = in_order.unique(key, keep="first").select(*key, pl.col("part").alias("owner"))
+    tables = dict(pl.concat([leaves, merged]).select("part", "table").unique().iter_rows())
+    tasks = pl.concat(
+        [
+            kept.filter(pl.col("part").is_in(list(touched))).with_columns(pl.col("part").alias("owner"), role=_KEPT),
+            merged.join(owner, on=key, how="left", nulls_equal=True).with_columns(role=_BASE),
+            extended.join(owner, on=key, how="left", nulls_equal=True).with_columns(role=_EXTENDED),
+        ]
+    ).with_columns(pl.col("owner").fill_null(""))
+    by_owner = {str(part): pieces for (part,), pieces in tasks.partition_by("owner", as_dict=True).items()}
+    rewrites = [
+        Rewrite(tables.get(part, "gpu_samples"), part, by_owner[part].drop("owner")) for part in sorted(by_owner)
+    ]
+    gone_parts = touched - by_owner.keys()
     return Plan(
         tuple(rewrites),
         frozenset(gone_parts | set(extended["part"])),

@@ -34,11 +34,13 @@ UNTOLD: Final = SmiOptions()
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the lake remembers of an input file."""
+    """What the lake remembers of an input file, under the name by which it knows it."""
 
     size: int
     checksum: str
     rows_in: int
+    name: str = ""
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class ScanFile:
     """One file to be read: which member, as what kind, for which job and node, and what is known of it.
 
     ``start`` and ``stop`` bound the bytes that this task reads of a file that several tasks share; a task takes the
-    lines that begin inside its bounds.
+    lines that begin inside its bounds. Where the name does not say which job the file is of (``is_anonymous``), it may
+    be any of the files of its kind that the lake knows, ``known`` and ``others``, or none of them: that is found out
+    when it has been read (`ingest.succession`). ``alias`` is its name where that is settled.
     """
 
     member: Member
@@ -56,11 +60,28 @@ class ScanFile:
     known: Known | None = None
     start: int = 0
     stop: int | None = None
+    is_anonymous: bool = False
+    others: tuple[Known, ...] = ()
+    alias: str = ""
 
     @property
     def name(self) -> str:
-        """The file's name below the archive's root: its identity in the lake."""
-        return self.member.plain_name
+        """The file's name below the archive's root: its identity in the lake, unless that has another for it."""
+        return self.alias or self.member.plain_name
+
+    @property
+    def candidates(self) -> tuple[Known, ...]:
+        """The files of the lake that this one may be."""
+        return self.others if self.known is None else (self.known, *self.others)
+
+    def find_same(self, size: int, checksum: str) -> Known | None:
+        """Return the file of the lake that has this very content."""
+        return next((known for known in self.candidates if (known.size, known.checksum) == (size, checksum)), None)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the file, or of this share of it, before anything is inflated; 0 where it is not known."""
+        return max(self.member.size, 0) if self.stop is None else self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +163,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What a scan task did: records of its files, parts it wrote, pieces (a Parquet file of its own), counts."""
+    """What a scan task did: records of its files, parts it wrote, pieces (a Parquet file of its own), counts.
+
+    ``bytes_read`` are those of its files as they are stored (as they are read, where a file's size is not known).
+    """
 
     files: tuple[FileRecord, ...]
     parts: tuple[Part, ...]
@@ -186,10 +210,58 @@ class IngestPlan:
     total_bytes: int
     template: ScanSpec
 
+    @property
+    def files(self) -> dict[str, ScanFile]:
+        """Every file that has a task, by its name, and by those of the files of the lake that it may be."""
+        files = [file for spec in (*self.specs, *self.verify) for file in spec.files]
+        return {known.name: file for file in files for known in file.candidates} | {file.name: file for file in files}
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteSpec:
+    """One part to be written anew: its table, the file that says from which pieces, where the output goes.
+
+    ``bytes`` are those of the parts that the pieces lie in, as far as they lie in them.
+    """
+
+    table: str
+    pieces: str
+    staging: str
+    part: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteResult:
+    """Parts and pieces as of a scan; by input: rows merged, rows whose time was taken, extended rows without a base."""
+
+    part: str
+    parts: tuple[Part, ...]
+    pieces: str
+    counts: Mapping[CountKey, int]
+    merged: Mapping[str, int]
+    repeated: Mapping[str, int]
+    orphaned: Mapping[str, int]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Why a file cannot be taken: a reason code, its detail, its name as it was scanned, and as the lake knows it."""
+
+    reason: str
+    detail: str
+    scanned: str
+    known: str
+
 
 @dataclass(frozen=True, slots=True)
 class CommitSpec:
-    """What a run staged for one cluster. ``results`` are of scan tasks; ``records`` are of whole files."""
+    """What a run staged for one cluster. ``results`` are of scan tasks; ``records`` are of whole files.
+
+    ``rewritten`` is None until the rewrites that the commit needs are done.
+    ``tres_names`` is the cluster's mapping of TRES numbers from now on.
+    """
 
     lake: str
     staging: str
@@ -199,18 +271,24 @@ class CommitSpec:
     records: tuple[FileRecord, ...]
     line_shift: Mapping[str, int] = field(default_factory=dict)
     source_name: str = ""
+    force: bool = False
+    rewritten: tuple[RewriteResult, ...] | None = None
+    tres_names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
     """The state after the run; or, with nothing committed, what must be done first.
 
-    ``rescan`` are files that must be read again; ``held``, with the reason, are files that must be left out.
+    ``rescan`` are files that must be read again; ``held`` are files that must be left out;
+    ``rewrites`` are parts to be written anew.
     """
 
     generation: int = 0
     rescan: tuple[str, ...] = ()
-    held: Mapping[str, str] = field(default_factory=dict)
+    held: tuple[Held, ...] = ()
+    rewrites: tuple[RewriteSpec, ...] = ()
     records: tuple[FileRecord, ...] = ()
     tables: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
+    rows_replaced: int = 0

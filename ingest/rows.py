@@ -5,6 +5,7 @@ Files that are short are parsed together and share a part; a long file is read i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from ingest import batches
-from ingest.reading import Source, cut_pieces
+from ingest.keys import TakenKeys
+from ingest.reading import Source, count_content, count_newlines, cut_pieces
 from ingest.records import ScanFile
 from ingest.sources import delimited, quick, slurm_log
 from ingest.sources.delimited import Header
@@ -24,47 +26,68 @@ from ingest.staging import Staging
 BATCH_BYTES: Final = 4 * 1024**2
 """How much text of a large file makes one part."""
 
+BATCH_ROWS: Final = 81_920
+"""And how many rows at most, or a little more: lines may be short."""
+
 CAREFUL_BYTES: Final = 1024**2
 """How much text is looked at line by line at a time."""
 
-_NEWLINE = ord("\n")
+_KEYS_SEEN_TO = frozenset({"gpu_samples", "jobs"})
+"""Tables whose repeats are found elsewhere: when series are joined (`ingest.rewrite`), and by numbering attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A file that is parsed together with its neighbours."""
+    """A file that is parsed together with its neighbours; its body has so many lines, blank ones too."""
 
     file: ScanFile
     header: Header
     body: memoryview
+    lines: int
 
 
 class Rows:
-    """Puts rows of files into ``staging``."""
+    """Puts rows of files into ``staging``; ``blank_lines`` counts by file the lines that are none."""
 
     def __init__(self, staging: Staging, context: Context) -> None:
         self._staging = staging
         self._context = context
+        self.blank_lines: Counter[str] = Counter()
 
     def take_together(self, kind: FileKind, header: Header, small: list[SmallFile]) -> None:
         """Store the rows of small files of one kind and header."""
         frame, lines = _parse_bodies([s.body for s in small], header, kind)
         doubtful = set(range(len(small)))
         kept: list[pl.DataFrame] = []
-        if frame is not None:
-            ordinals = pl.Series(batches.FILE, np.repeat(np.arange(len(small), dtype=np.int32), lines))
-            done = kind.finish(frame.with_columns(ordinals), self._context)
+        ordinals = pl.Series(batches.FILE, np.repeat(np.arange(len(small), dtype=np.int32), lines))
+        done = kind.finish(frame.with_columns(ordinals), self._context) if frame is not None else None
+        if done is not None and not done.counts:  # which file something odd is in is seen when it is read alone
             ordered = batches.order(self._with_key(done.frame, kind, [s.file for s in small]), kind.table)
             doubtful = set(ordered.repeated[batches.FILE].to_list())
             self._count_disorder({f: n for f, n in ordered.out_of_order.items() if f not in doubtful}, small)
-            self._add_counts(small[0].file, done.counts)
             kept.append(ordered.frame.filter(~pl.col(batches.FILE).is_in(doubtful)) if doubtful else ordered.frame)
-        for i in sorted(doubtful):
-            file = small[i].file
-            careful = [part for part, _ in self._careful(file, header, bytes(small[i].body), 2)]
-            rows = pl.concat(careful, how="diagonal_relaxed").with_columns(pl.lit(i, pl.Int32).alias(batches.FILE))
-            kept.append(self._settle_order(file, kind, batches.order(rows, kind.table)))
+        for i, (each, rows) in enumerate(zip(small, lines, strict=True)):
+            if i in doubtful:
+                ordered = batches.order(self._take_doubtful(each, i), kind.table)
+                kept.append(self._settle_order(each.file, kind, ordered))
+            else:
+                self._count_blank(each.file, each.body, each.lines, rows)
         self._store(kind, [s.file for s in small], kept)
+
+    def _take_doubtful(self, small: SmallFile, ordinal: int) -> pl.DataFrame:
+        """Return the sound rows of a small file, the others going to quarantine."""
+        name, body = small.file.name, bytes(small.body)
+        rejected = self._staging.rows_quarantined[name]
+        rows = pl.concat([p for p, _ in self._careful(small.file, small.header, body, 2)], how="diagonal_relaxed")
+        rejected = self._staging.rows_quarantined[name] - rejected
+        self._count_blank(small.file, body, small.lines, rows.height + rejected)
+        return rows.with_columns(pl.lit(ordinal, pl.Int32).alias(batches.FILE))
+
+    def _count_blank(self, file: ScanFile, text: bytes | memoryview, lines: int, rows: int) -> None:
+        """Count the lines of a text that are none, if there may be any: of ``lines`` a parser made so many ``rows``."""
+        if lines != rows:
+            count = KINDS[file.kind].count_rows or count_content
+            self.blank_lines[file.name] += lines - count(bytes(text))
 
     def take(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: Source) -> None:
         """Store the rows of one file in batches, each a part of its own; ``line`` is the number of the first."""
@@ -73,21 +96,26 @@ class Rows:
         frames: list[pl.DataFrame] = []
         texts: list[tuple[bytes, int]] = []
         held = 0
-        state = _State(slurm_log.empty_seen(), self._context)
+        taken = TakenKeys(kind.table) if kind.table not in _KEYS_SEEN_TO else None
+        state = _State(slurm_log.empty_seen(), self._context, taken)
         for chunk in chunks:
-            if source.problem and not chunk.endswith(b"\n"):
+            if source.problem and chunk and not chunk.endswith(b"\n"):
                 chunk = self._reject_cut_line(file, kind, chunk, line)  # noqa: PLW2901
-                if not chunk:
-                    continue
+            if not chunk:
+                continue
+            rejected = self._staging.rows_quarantined[file.name]
             frames.append(self._typed(file, header, chunk, line, state))
+            rejected = self._staging.rows_quarantined[file.name] - rejected
+            lines = count_newlines(chunk) + (not chunk.endswith(b"\n"))
+            self._count_blank(file, chunk, lines, frames[-1].height + rejected)
             texts.append((chunk, line))
             held += len(chunk)
-            line += chunk.count(b"\n")
-            if held >= BATCH_BYTES:
-                self._store_batch(file, header, frames, texts, state.context)
+            line += lines
+            if held >= BATCH_BYTES or line - texts[0][1] >= BATCH_ROWS:
+                self._store_batch(file, header, frames, texts, state)
                 frames, texts, held = [], [], 0
         if frames:
-            self._store_batch(file, header, frames, texts, state.context)
+            self._store_batch(file, header, frames, texts, state)
 
     def count(self, file: ScanFile, reason: str, detail: str, n: int = 1) -> None:
         """Count something odd about a file."""
@@ -120,17 +148,18 @@ class Rows:
         """Yield the sound rows of a doubtful piece of text, the others going to quarantine."""
         kind = KINDS[file.kind]
         for piece in cut_pieces(body, CAREFUL_BYTES):
-            parsed = kind.parse_careful(piece, header, line, state.context if state else self._context)
+            parsed = _parse_careful(piece, header, kind, line, state.context if state else self._context)
             self._staging.reject(
                 (file.name, number, 1, kind.table, reason, detail, raw)
                 for number, reason, detail, raw in parsed.rejected
             )
             for reason in {r[1] for r in parsed.rejected}:
                 self.count(file, reason, "", sum(r[1] == reason for r in parsed.rejected))
-            for parsed_column, n in parsed.sentinels.items():
-                column = LAKE_COLUMN.get(parsed_column, parsed_column)
-                self.count(file, "sentinel", column, n)
-                self._staging.null_cells[file.name, column] -= n
+            for cells, reason in ((parsed.sentinels, "sentinel"), (parsed.bad_extras, "bad_extra_cell")):
+                for parsed_column, n in cells.items():
+                    column = LAKE_COLUMN.get(parsed_column, parsed_column)
+                    self.count(file, reason, column, n)
+                    self._staging.null_cells[file.name, column] -= n
             if state is not None:
                 state.learn(parsed.frame)
             done = kind.finish(parsed.frame, state.context if state else self._context)
@@ -153,16 +182,19 @@ class Rows:
         header: Header,
         frames: list[pl.DataFrame],
         texts: list[tuple[bytes, int]],
-        context: Context,
+        state: _State,
     ) -> None:
         """Store the pieces of one batch as a part, and empty the list, so that sorting has their room."""
         kind = KINDS[file.kind]
-        ordered = batches.order(_join(kind, frames), kind.table)
+        ordered = state.set_taken_apart(batches.order(_join(kind, frames), kind.table))
         if ordered.repeated.height and kind.name != "jobs":  # once more, to know their lines
-            again = [rows for text, line in texts for rows in _with_lines(kind, header, text, line, context)]
-            ordered = batches.order(_join(kind, again), kind.table)
-        self._store(kind, [file], [self._settle_order(file, kind, ordered)])
-        self._staging.close_parts()
+            again = [rows for text, line in texts for rows in _with_lines(kind, header, text, line, state.context)]
+            ordered = state.set_taken_apart(batches.order(_join(kind, again), kind.table))
+        frame = self._settle_order(file, kind, ordered)
+        self._store(kind, [file], [frame])
+        parts = self._staging.close_parts()
+        if state.taken is not None and parts:
+            state.taken.add(frame, parts[0].path)
 
     def _settle_order(self, file: ScanFile, kind: FileKind, ordered: batches.Ordered) -> pl.DataFrame:
         """Count what was out of order, put repeats into quarantine, and return the others."""
@@ -221,10 +253,15 @@ class Rows:
 
 @dataclass(slots=True)
 class _State:
-    """What one file's earlier pieces taught: the jobs seen, and the unit of its memory column."""
+    """What one file's earlier pieces taught: the jobs seen, the unit of its memory column, the keys that are taken."""
 
     seen: pl.DataFrame
     context: Context
+    taken: TakenKeys | None
+
+    def set_taken_apart(self, ordered: batches.Ordered) -> batches.Ordered:
+        """Return the batch with rows whose key an earlier batch has among the repeated ones."""
+        return ordered if self.taken is None else self.taken.set_apart(ordered)
 
     def learn(self, frame: pl.DataFrame) -> None:
         """Learn the unit of ``MemoryFreeInactiveKB`` from the first piece that has values."""
@@ -252,18 +289,32 @@ def _parse_bodies(
         return None, []
     if kind.table == "gpu_samples" and (found := quick.parse(bodies, header, kind.types)) is not None:
         return found
-    rows = [int(np.count_nonzero(np.frombuffer(body, np.uint8) == _NEWLINE)) for body in bodies]
+    rows = [count_newlines(body) for body in bodies]
     text = bytes(bodies[0]) if len(bodies) == 1 else b"".join(bodies)
     frame = delimited.parse_clean(text, header, kind.types, kind.required)
     if frame is None or (frame.height != sum(rows) and len(bodies) > 1):
         return None, rows
-    return frame, rows
+    return frame, rows if len(bodies) > 1 else [frame.height]
+
+
+def _parse_careful(piece: bytes, header: Header, kind: FileKind, line: int, context: Context) -> delimited.Parsed:
+    if kind.parse is not None:
+        return kind.parse(piece, header, line, context.smi)
+    return delimited.parse_careful(
+        piece,
+        header,
+        kind.types,
+        first_line=line,
+        required=kind.required,
+        exact=kind.exact,
+        extras=kind.extras,
+    )
 
 
 def _with_lines(kind: FileKind, header: Header, body: bytes, line: int, context: Context) -> Iterator[pl.DataFrame]:
     """Yield the sound rows of a text that has been parsed before, with their line numbers and raw lines."""
     for piece in cut_pieces(body, CAREFUL_BYTES):
-        parsed = kind.parse_careful(piece, header, line, context)
+        parsed = _parse_careful(piece, header, kind, line, context)
         yield kind.finish(parsed.frame, context).frame
         line += piece.count(b"\n")
 

@@ -12,6 +12,9 @@ import polars as pl
 
 TIME = pl.Datetime("us", "UTC")
 
+SERIES_KEY = ("job_id", "node", "gpu_index")
+"""What tells one series of GPU samples from another."""
+
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
@@ -132,9 +135,10 @@ JOBS = TableSchema(
     name="jobs",
     key=("job_id", "attempt"),
     doc=(
-        "One attempt of one job, as the scheduler tells it; attempt counts requeues from 0. Times of 0 (never) are "
-        "null. mem_mib is what was asked for, per CPU where mem_per_cpu. exit_code and derived_exit_code are raw wait "
-        "status. gpus and gpu_type come from tres_alloc, else tres_req. state_flags are the bits above the state."
+        "One attempt of one job, as the scheduler tells it; attempt counts requeues from 0, in time. Times of 0 (never)"
+        " are null. mem_mib is what was asked for, per CPU where mem_per_cpu. Exit codes are raw wait status. gpus and "
+        "gpu_type: tres_alloc, else tres_req, by the cluster's tres-mapping.txt (the releases', where it never had "
+        "one). state_flags are the bits above the state."
     ),
     columns=_t(
         job_id=pl.Int64,
@@ -258,25 +262,17 @@ GPU_JOB_SUMMARY = TableSchema(
     ),
 )
 
-_CPU_SUMMARY_QUANTITIES: dict[str, str] = {
-    "time_epoch_s": "EpochTime",
-    "cpu_freq_khz": "CPUFrequency",
-    "cpu_time_s": "CPUTime",
-    "cpu_util_pct": "CPUUtilization",
-    "rss_kib": "RSS",
-    "vm_kib": "VMSize",
-    "page_faults": "Pages",
-    "read_mib": "ReadMB",
-    "write_mib": "WriteMB",
-}
-"""Quantity of ``cpu_job_summary`` to Slurm's word for it."""
-
-CPU_SUMMARY_COLUMN_MAP: dict[str, str] = {
-    f"{statistic}_{source}": f"{statistic.lower()}_{quantity}"
-    for quantity, source in _CPU_SUMMARY_QUANTITIES.items()
-    for statistic in ("Min", "Max", "Sum", "Avg")
-}
-"""``Min_RSS`` to ``min_rss_kib``, for the 36 statistics of a ``-summary.csv``."""
+_CPU_QUANTITIES = (
+    "time_epoch_s",
+    "cpu_freq_khz",
+    "cpu_time_s",
+    "cpu_util_pct",
+    "rss_kib",
+    "vm_kib",
+    "page_faults",
+    "read_mib",
+    "write_mib",
+)
 
 CPU_JOB_SUMMARY = TableSchema(
     name="cpu_job_summary",
@@ -290,7 +286,7 @@ CPU_JOB_SUMMARY = TableSchema(
         step=pl.String,
         task=pl.String,
         elapsed_s=pl.Float64,
-        **dict.fromkeys(CPU_SUMMARY_COLUMN_MAP.values(), pl.Float64),
+        **{f"{statistic}_{name}": pl.Float64 for name in _CPU_QUANTITIES for statistic in ("min", "max", "sum", "avg")},
     ),
 )
 
@@ -329,10 +325,10 @@ JOB_STATS = TableSchema(
     name="job_stats",
     key=("job_id",),
     doc=(
-        "One row for each job that has GPU samples, written with them. energy_j integrates power_w by trapezoids, "
-        "never across a gap; power_mean_w is energy over covered GPU seconds; coverage is covered GPU seconds over "
-        "GPUs x (last - first sample, or the scheduler's run time where known), clipped at 1. Energy by counter is the "
-        "driver's own, where the source has it."
+        "One row for each job that has GPU samples, written with them. gpus are those that were seen. energy_j "
+        "integrates power_w by trapezoids, never across a gap; power_mean_w is energy over covered GPU seconds; "
+        "coverage is covered GPU seconds over (GPUs seen, or allocated where those are more) x (last - first sample, "
+        "or the scheduler's run time where known), clipped at 1. energy_counter_j is the driver's own."
     ),
     columns=_t(
         job_id=pl.Int64,

@@ -14,19 +14,18 @@ import polars as pl
 from ingest.parts import PartWriter, write_frame, write_part
 from ingest.quality import LIMITS
 from ingest.records import CountKey, Part
-from ingest.rollup import (
+from ingest.rollup import join_minutes
+from ingest.schemas import GPU_MINUTES, QUARANTINE, SERIES_KEY, TABLES
+from ingest.summaries import (
     PIECE_SCHEMA,
-    SERIES_KEY,
     IntArray,
     Summary,
-    join_minutes,
     minutes_frame,
     pieces_frame,
     series_starts,
     stretch_starts,
     summarise,
 )
-from ingest.schemas import GPU_MINUTES, QUARANTINE, TABLES
 
 PIECES_SCHEMA: Final[dict[str, pl.DataType]] = {
     "table": pl.String(),
@@ -89,7 +88,7 @@ class Staging:
         self.rows_quarantined: Counter[str] = Counter()
 
     def store(self, table: str, frame: pl.DataFrame, inputs: Sequence[str], *, extended: bool = False) -> None:
-        """Write a batch in key order to the table's open part; ``frame["file"]`` counts in ``inputs``."""
+        """Write a batch, itself in key order, to the table's open part; ``frame["file"]`` counts in ``inputs``."""
         if not frame.height:
             return
         is_gpu = table == "gpu_samples"
@@ -131,19 +130,22 @@ class Staging:
             self._open[stem] = PartWriter(path, TABLES[table], stretches=stretches)
         return self._open[stem]
 
-    def close_parts(self) -> None:
-        """Close the open parts, so that the next batch starts new ones."""
+    def close_parts(self) -> list[Part]:
+        """Close the open parts, so that the next batch starts new ones; return them."""
+        closed = []
         for stem in list(self._open):
-            self._parts.append(self._open[stem].close())
+            closed.append(self._open[stem].close())
             del self._open[stem]
+        self._parts += closed
+        return closed
 
     def reject(self, rows: Iterable[Rejected]) -> None:
         """Put rows into quarantine."""
         for row in rows:
             self._rejected.append(row)
             self.rows_quarantined[row[0]] += row[2]
-        if len(self._rejected) >= _QUARANTINE_BUFFER_ROWS:
-            self._flush_rejected()
+            if len(self._rejected) >= _QUARANTINE_BUFFER_ROWS:
+                self._flush_rejected()
 
     def _flush_rejected(self) -> None:
         if self._rejected:
@@ -172,14 +174,23 @@ class Staging:
             for key in [key for key in counts if key[0] == name]:
                 del counts[key]
 
-    def finish(self) -> tuple[tuple[Part, ...], str]:
-        """Write what is left; return the parts and the path of the pieces ('' where there are none)."""
+    def finish(self, minutes_of: pl.DataFrame | None = None) -> tuple[tuple[Part, ...], str]:
+        """Write what is left; return the parts and the path of the pieces ('' where there are none).
+
+        Parameters
+        ----------
+        minutes_of : keys of the series whose minutes are wanted, all where None
+        """
         self.close_parts()
         self._flush_rejected()
         counted = [batch.summary for batch in self._batches if not batch.extended]
         if counted:
-            path = self._folder / "gpu_minutes" / f"{self._name}.parquet"
-            self._parts.append(write_part(path, "gpu_minutes", join_minutes(minutes_frame(counted))))
+            minutes = minutes_frame(counted)
+            if minutes_of is not None:
+                minutes = minutes.join(minutes_of, on=SERIES_KEY, how="semi", nulls_equal=True)
+            if minutes.height:
+                path = self._folder / "gpu_minutes" / f"{self._name}.parquet"
+                self._parts.append(write_part(path, "gpu_minutes", join_minutes(minutes)))
         if self._batches:
             self._pieces.append(_gpu_pieces(self._batches))
         if not self._pieces:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ingest.memory import give_back_memory
-from ingest.records import CommitResult, CommitSpec, IngestPlan, PlanSpec, ScanResult, ScanSpec
+from ingest.records import (
+    CommitResult,
+    CommitSpec,
+    IngestPlan,
+    PlanSpec,
+    RewriteResult,
+    RewriteSpec,
+    ScanResult,
+    ScanSpec,
+)
 
 
 def warm(worker: int) -> int:
@@ -35,6 +44,15 @@ def verify(spec: ScanSpec) -> tuple[str, int, list[str]]:
     from ingest.plan import verify_share
 
     return verify_share(spec)
+
+
+def rewrite(spec: RewriteSpec) -> RewriteResult:
+    """Write one part anew."""
+    from ingest.rewrite import rewrite_part
+
+    result = rewrite_part(spec)
+    give_back_memory()
+    return result
 
 
 def commit(spec: CommitSpec) -> CommitResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-KIB_PER_MIB = 1024
 KIB_PER_GIB = 1024 * 1024
 BYTES_PER_MIB = 1024 * 1024
 US_PER_S = 1_000_000

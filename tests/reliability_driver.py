@@ -12,14 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ingest.commit
+import ingest.assembly
 import ingest.pipeline
 import ingest.scan
+import ingest.tasks
 from ingest import head
 from ingest.runner import SerialRunner
 
 DIED = 99
 POINTS = (
+    "before-rewrite",
+    "rewritten",
     "before-head",
     "staging-taken",
     "head-written",
@@ -68,12 +71,16 @@ def is_head(arguments: tuple[Any, ...]) -> bool:
 
 def plan_death(point: str) -> None:
     """Arrange for this process to die there."""
-    if point == "before-head":
-        die_before(ingest.commit, "write_head", lambda _: True)
+    if point == "before-rewrite":
+        die_before(ingest.tasks, "rewrite", lambda _: True)
+    elif point == "rewritten":
+        die_before(ingest.assembly.Assembly, "add_minutes", lambda arguments: bool(arguments[0]._rewritten))
+    elif point == "before-head":
+        die_before(ingest.assembly, "write_head", lambda _: True)
     elif point == "staging-taken":
         die_before(Path, "replace", is_head)
     elif point == "head-written":
-        die_before(ingest.commit, "finish_moves", lambda _: True)
+        die_before(ingest.assembly, "finish_moves", lambda _: True)
     elif point in ("first-move", "third-move"):
         after = 2 if point == "first-move" else 4  # it dies before the next one
         die_before(Path, "replace", Nth(after, lambda arguments: is_part(Path(arguments[1]))))

@@ -76,7 +76,7 @@ def seconds_and_watts(samples: pl.DataFrame) -> list[tuple[float, float | None]]
 def take(source: Path, lake: Path, **options: Any) -> Taken:
     """Ingest, and check that no row is lost, in the report and in the lake, and that the lake is sound."""
     with mock.patch.object(os, "fsync"):  # what survives a crash is tested elsewhere
-        report = ingest(str(source), lake, runner=SerialRunner(), **options)
+        report = ingest(str(source), lake, **{"runner": SerialRunner(), **options})
     taken = Taken(report, Lake(lake))
     for record in report.records:
         assert record.is_conserved, record

@@ -77,6 +77,21 @@ def test_the_first_target_builds_the_environment_and_the_second_does_not(checkou
     assert checkout.make("test")[1] == ["python -m pytest -m not slow and not system"]
 
 
+def test_nothing_but_jobwatt_itself_is_installed_without_a_known_hash(checkout):
+    for fail in ("nothing fails", INSTALL):
+        installs = [call for call in checkout.make("test", fail=fail)[1] if " install " in call]
+        assert [call for call in installs if "--require-hashes" not in call] == [OWN]
+        shutil.rmtree(checkout.folder / ".venv")
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-uv.lock"])
+def test_every_package_of_a_lock_has_a_version_and_a_hash(lock):
+    assert f"-r {lock}" in (ROOT / "Makefile").read_text()
+    packages = re.sub(r"^ *#.*\n", "", (ROOT / lock).read_text(), flags=re.MULTILINE)
+    for package in re.split(r"\n(?=\w)", packages):
+        assert re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", package, re.DOTALL), package
+
+
 def test_a_newer_lock_is_installed_into_the_environment_that_is_there(checkout):
     checkout.make("test")
     later = (checkout.folder / ".venv/.ready").stat().st_mtime + 10

@@ -81,7 +81,7 @@ def test_the_quickstart_prints_what_the_readme_shows(folder, environment):
 def test_every_command_and_target_that_the_readme_names_exists():
     from app.cli import COMMANDS
 
-    named = set(re.findall(r"(?:`|\$ |^ {4})jobwatt ([a-z]+)", README, re.MULTILINE))
+    named = set(re.findall(r"(?:`|\$ |^ {4})jobwatt ([a-z-]+)", README, re.MULTILINE))
     assert {"lake", "jobs", "data", "doctor"} <= named <= set(COMMANDS)
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z]+)`", README)) | {"demo", "test"} <= targets

@@ -30,11 +30,12 @@ def _node_name(ctx: click.Context, parameter: click.Parameter, name: str | None)
 
 
 def _address(ctx: click.Context, parameter: click.Parameter, address: str | None) -> str | None:
+    if address is None:
+        return None
     from ingest.collectors.exporter import parse_address
 
     try:
-        if address is not None:
-            parse_address(address)
+        parse_address(address)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
     return address

@@ -19,6 +19,7 @@ class DatasetLine:
     name: str
     licence: str
     size_gb: float | None
+    checksum: str
     title: str
     url: str
 
@@ -31,7 +32,7 @@ def data() -> None:
 @data.command("list")
 @with_format
 def list_datasets(show: Show) -> None:
-    """List the public data sets that jobwatt knows: name, licence, size, and where each one is.
+    """List the public data sets that jobwatt knows: name, licence, size, what checks its files, and where it is.
 
     Example: jobwatt data list --format csv
     """
@@ -43,6 +44,7 @@ def list_datasets(show: Show) -> None:
                 name=dataset.name,
                 licence=dataset.licence,
                 size_gb=None if dataset.size_bytes is None else dataset.size_bytes / 1e9,
+                checksum=dataset.checksum,
                 title=dataset.title,
                 url=dataset.url,
             )
@@ -65,7 +67,9 @@ def fetch(
 ) -> None:
     """Fetch the public data set NAME; run it again to go on after an interruption.
 
-    Each file's SHA-256 is checked where the catalogue knows it, and recorded beside the files in SHA256SUMS.
+    Each file's SHA-256 is checked against the catalogue where that has one. Where it has none (`jobwatt data list` says
+    "recorded at first fetch"), the first fetch writes it into SHA256SUMS beside the files: that first time nothing
+    proves that they are what was published, and from then on any other bytes are refused.
 
     Example: jobwatt data fetch mit-supercloud-datacenter-challenge --only 'slurm-log.csv' --accept-licence
     """

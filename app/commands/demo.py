@@ -57,7 +57,7 @@ def demo(
 
         def tell(now: Progress) -> None:
             if bar is not None:
-                bar(now.bytes_done, now.bytes_total)
+                bar(now.bytes_done, now.bytes_total, now.phase)
 
         report = run_demo(
             archive or SHIPPED_ARCHIVE,

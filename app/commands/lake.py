@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from app.lake_access import open_lake
 from app.output import Show, with_format
 from app.progress import byte_bar
 from app.settings import load, with_lake
+from ingest.cluster_name import check_cluster_name
 from ingest.units import BYTES_PER_MIB
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ def lake() -> None:
 
 
 def _cluster_name(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
-    if name is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
-        raise click.BadParameter(f"{name!r}; give letters, digits, '.', '_' and '-', at most 100")
-    return name
+    try:
+        return None if name is None else check_cluster_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _time_zone(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
@@ -111,7 +112,7 @@ def ingest(
 
         def tell(now: Progress) -> None:
             if bar is not None:
-                bar(now.bytes_done, now.bytes_total)
+                bar(now.bytes_done, now.bytes_total, now.phase)
 
         report = ingest_into(
             path,
@@ -154,14 +155,17 @@ def info(show: Show, *, lake: Path | None) -> None:
 
 @lake.command()
 @with_lake
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: on a terminal]")
 @with_format
-def check(show: Show, *, lake: Path | None) -> None:
+def check(show: Show, *, lake: Path | None, progress: bool | None) -> None:
     """Check that every file of a lake is there, whole, sorted and as its manifest says; exit 1 where one is not.
+
+    Every value is read; `jobwatt doctor` takes a quick look only.
 
     Example: jobwatt lake check --lake data/lake
     """
-    with open_lake(lake) as opened:
-        report = opened.check()
+    with open_lake(lake) as opened, byte_bar("check", progress) as tell:
+        report = opened.check(progress=tell)
     show(report)
     if report.problems:
         click.get_current_context().exit(DATA_PROBLEM)

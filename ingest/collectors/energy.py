@@ -40,8 +40,8 @@ def energy_twice(
 
     Examples
     --------
-    >>> energy_twice(0, [(0.0, 100.0, 0), (0.5, 100.0, 50_000), (1.0, 100.0, 99_000)]).gap_ratio
-    0.0101010101010101
+    >>> energy_twice(0, [(0.0, 100.0, 0), (0.5, 100.0, 40_000), (1.0, 100.0, 80_000)]).gap_ratio
+    0.25
     """
     counter_j = integral_j = covered_s = 0.0
     before: tuple[float, float, float] | None = None
@@ -59,19 +59,22 @@ def energy_twice(
     return EnergyTwice(gpu_index, counter_j, integral_j, covered_s, gap)
 
 
-def read_energy_twice(root: Path, job_id: int, max_gap_s: float = MAX_GAP_S) -> list[EnergyTwice]:
-    """Return both energies of each GPU of one job, from the closed and open segments of a spool."""
+def read_energy_twice(root: Path, job_id: int, *, since_s: float = 0.0) -> list[EnergyTwice]:
+    """Return both energies of each GPU of one job, from those segments of a spool that were written since a time."""
     series: dict[int, list[tuple[float, float | None, float | None]]] = {}
     for path in [*root.glob("gpu/*.csv"), *root.glob("gpu/*.csv.open")]:
-        with path.open(encoding="utf-8", newline="") as file:
-            for sample in csv.DictReader(file):
-                if sample["job_id"] == str(job_id):
-                    values = (float(sample["timestamp"]), _number(sample, "power_draw_W"), _number(sample, "energy_mJ"))
-                    series.setdefault(int(sample["gpu_index"]), []).append(values)
-    return [
-        energy_twice(index, sorted(rows, key=lambda values: values[0]), max_gap_s)
-        for index, rows in sorted(series.items())
-    ]
+        try:
+            if path.stat().st_mtime < since_s:
+                continue
+            with path.open(encoding="utf-8", newline="") as file:
+                for sample in csv.DictReader(file):
+                    if sample["job_id"] == str(job_id):
+                        power_w, energy_mj = _number(sample, "power_draw_W"), _number(sample, "energy_mJ")
+                        row = (float(sample["timestamp"]), power_w, energy_mj)
+                        series.setdefault(int(sample["gpu_index"]), []).append(row)
+        except FileNotFoundError:  # a follower that keeps the spool small has taken it
+            continue
+    return [energy_twice(index, sorted(rows, key=lambda row: row[0])) for index, rows in sorted(series.items())]
 
 
 def _number(sample: Mapping[str, str], name: str) -> float | None:

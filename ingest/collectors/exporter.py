@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from ingest.errors import HardwareError
 
@@ -127,7 +130,7 @@ def serve(service: Service, address: str) -> Iterator[int]:
     """
     host, port = parse_address(address)
     try:
-        from prometheus_client import start_http_server
+        from prometheus_client import make_wsgi_app
         from prometheus_client.core import CollectorRegistry
     except ImportError as error:
         raise HardwareError(
@@ -136,19 +139,48 @@ def serve(service: Service, address: str) -> Iterator[int]:
     registry = CollectorRegistry()
     registry.register(ServiceCollector(service))
     try:
-        server, thread = start_http_server(port, host, registry)
+        server = make_server(host, port, make_wsgi_app(registry), _server_class(host), _SilentHandler)
     except OSError as error:
         raise HardwareError(f"nothing can listen at {host}:{port} ({error.strerror}); give another address") from error
+    # the usual two looks a second for the end would be a good part of what a collector at 1 Hz may cost
+    thread = threading.Thread(target=server.serve_forever, args=(60.0,), name="exporter", daemon=True)
+    thread.start()
     try:
         yield server.server_port
     finally:
-        server.shutdown()
+        ending = threading.Thread(target=server.shutdown, daemon=True)
+        ending.start()
+        while ending.is_alive():
+            with suppress(OSError):
+                socket.create_connection((host, server.server_port), timeout=1).close()
+            ending.join(0.1)
         server.server_close()
-        _join(thread)
+        thread.join(5)
 
 
-def _join(thread: threading.Thread) -> None:
-    thread.join(5)
+class _Server(ThreadingMixIn, WSGIServer):
+    """One thread for each scrape; none outlives the process."""
+
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    """The same, of IPv6."""
+
+    address_family = socket.AF_INET6
+
+
+def _server_class(host: str) -> type[_Server]:
+    return _Server6 if ":" in host else _Server
+
+
+class _SilentHandler(WSGIRequestHandler):
+    """Writes no line for each scrape."""
+
+    timeout = 10
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
 
 
 def parse_address(address: str) -> tuple[str, int]:

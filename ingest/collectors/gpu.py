@@ -15,6 +15,7 @@ from ingest.collectors.schedule import Events
 from ingest.collectors.spool import Spool, row
 from ingest.errors import GpuLostError
 
+ROW: Final = ",".join(["%s"] * (len(GpuReading._fields) - 1)) + "\n"
 RETRY_LOST_S: Final = 10.0
 """How often a lost GPU is looked for again."""
 
@@ -113,27 +114,10 @@ class GpuCollector:
 
 def gpu_row(reading: GpuReading, node: str, job_id: int | None, index: int) -> str:
     """Return the line of one sample, in the order of the spool's header; what is None stays empty."""
-    (
-        time_s,
-        util,
-        memory_util,
-        free,
-        used,
-        temp,
-        memory_temp,
-        power,
-        width,
-        average,
-        energy,
-        sm,
-        memory,
-        limit,
-        why,
-    ) = ("" if value is None else value for value in reading)
-    return (
-        f"{time_s:.6f},{node},{'' if job_id is None else job_id},{index},{util},{memory_util},{free},{used},{temp},"
-        f"{memory_temp},{power},{width},{average},{energy},{sm},{memory},{limit},{why}\n"
-    )
+    cells = ROW % reading[1:]
+    if None in reading:
+        cells = cells.replace("None", "")
+    return f"{reading[0]:.6f},{node},{'' if job_id is None else job_id},{index},{cells}"
 
 
 class Inventory:
@@ -165,6 +149,8 @@ class Inventory:
                 self._next_devices_s = self._monotonic() + self._devices_s
                 self._look_at_devices()
             self._look_at_jobs()
+            for refusal in self._backend.take_refusals():
+                self._events.record("gpu", "error", detail=refusal)
 
     def _look_at_jobs(self) -> None:
         seen: dict[int, int | None] = {}

@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
+from ingest.collectors.nvml_calls import bind
 from ingest.errors import GpuLostError, HardwareError
 
 CALLS: Final[Mapping[str, float]] = {
@@ -27,6 +28,9 @@ CALLS: Final[Mapping[str, float]] = {
 What changes slowly is asked less often, since every call takes CPU time from the jobs; its last value stands in the
 samples between. ``fields`` is one call for four values: instantaneous and averaged power, energy, memory temperature.
 """
+
+
+NO_FIELDS: Final = (None, None, None, None)
 
 
 class GpuReading(NamedTuple):
@@ -102,6 +106,7 @@ class _Device:
     uuid: str
     absent: set[str]
     held: dict[str, tuple[float, Any]]
+    calls: dict[str, Callable[[], Any]]
 
 
 class NvmlBackend:
@@ -130,7 +135,7 @@ class NvmlBackend:
     ) -> None:
         self._nvml: Any = nvml if nvml is not None else _import_nvml()
         self._calls, self._wall, self._monotonic = calls, wall, monotonic
-        self._refusals: list[str] = []
+        self._refusals: dict[str, None] = {}
         n = self._nvml
         try:
             n.nvmlInit()
@@ -142,12 +147,6 @@ class NvmlBackend:
         self._lost = {n.NVML_ERROR_GPU_IS_LOST, n.NVML_ERROR_RESET_REQUIRED, n.NVML_ERROR_GPU_NOT_FOUND}
         self._never = {n.NVML_ERROR_NOT_SUPPORTED, n.NVML_ERROR_FUNCTION_NOT_FOUND, n.NVML_ERROR_NO_PERMISSION}
         self._never |= {n.NVML_ERROR_INVALID_ARGUMENT, n.NVML_ERROR_NOT_FOUND}
-        self._fields = (
-            n.NVML_FI_DEV_POWER_INSTANT,
-            n.NVML_FI_DEV_POWER_AVERAGE,
-            n.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION,
-            n.NVML_FI_DEV_MEMORY_TEMP,
-        )
         self._devices = self._open()
 
     def indices(self) -> Sequence[int]:
@@ -155,35 +154,45 @@ class NvmlBackend:
         return tuple(self._devices)
 
     def read(self, index: int) -> GpuReading:
-        """Return one sample; its time is the moment before power is read."""
-        n, device = self._nvml, self._devices[index]
-        handle = device.handle
+        """Return one sample; its time is the moment before power is read. One thread at a time may read a GPU."""
+        device = self._devices[index]
+        ask, hold = self._ask_bound, self._hold
         time_s = self._wall()
-        power_w, power_avg_w, energy_mj, memory_temp_c = self._read_fields(device)
-        rates = self._ask(device, "utilization", n.nvmlDeviceGetUtilizationRates, handle)
-        memory = self._ask(device, "memory", n.nvmlDeviceGetMemoryInfo, handle)
+        power_mw, average_mw, energy_mj, memory_temp_c = ask(device, "fields") or NO_FIELDS
+        if power_mw is None:
+            power_mw = ask(device, "power")
+        if energy_mj is None:
+            energy_mj = ask(device, "energy")
+        gpu_util_pct, memory_util_pct = ask(device, "utilization") or (None, None)
+        free_mib, used_mib = ask(device, "memory") or (None, None)
+        limit_mw = hold(device, "power_limit")
         return GpuReading(
             time_s,
-            None if rates is None else rates.gpu,
-            None if rates is None else rates.memory,
-            None if memory is None else memory.free >> 20,
-            None if memory is None else memory.used >> 20,
-            self._ask(device, "temperature", n.nvmlDeviceGetTemperature, handle, n.NVML_TEMPERATURE_GPU),
+            gpu_util_pct,
+            memory_util_pct,
+            free_mib,
+            used_mib,
+            ask(device, "temperature"),
             memory_temp_c,
-            power_w,
-            self._hold(device, "pcie_width", n.nvmlDeviceGetCurrPcieLinkWidth, handle),
-            power_avg_w,
+            None if power_mw is None else power_mw / 1000,
+            hold(device, "pcie_width"),
+            None if average_mw is None else average_mw / 1000,
             energy_mj,
-            self._ask(device, "sm_clock", n.nvmlDeviceGetClockInfo, handle, n.NVML_CLOCK_SM),
-            self._hold(device, "memory_clock", n.nvmlDeviceGetClockInfo, handle, n.NVML_CLOCK_MEM),
-            _watts(self._hold(device, "power_limit", n.nvmlDeviceGetEnforcedPowerLimit, handle)),
-            self._ask(device, "throttle_reasons", n.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+            ask(device, "sm_clock"),
+            hold(device, "memory_clock"),
+            None if limit_mw is None else limit_mw / 1000,
+            ask(device, "throttle_reasons"),
         )
+
+    def time_call(self, index: int, name: str) -> None:
+        """Make one of `read`'s calls, as `read` makes it, to see what it costs; raises NVML's error."""
+        self._devices[index].calls[name]()
 
     def describe(self, index: int) -> GpuDevice:
         """Return what the GPU is; also finds a GPU again that was lost and came back."""
         n, device = self._nvml, self._devices[index]
-        handle = device.handle = self._handle(device)
+        handle = self._handle(device)
+        device.handle, device.calls = handle, bind(n, handle)
         memory = self._ask(device, "memory", n.nvmlDeviceGetMemoryInfo, handle)
         limits = (
             self._ask(device, "power limits", n.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (None,) * 2
@@ -210,8 +219,8 @@ class NvmlBackend:
 
     def take_refusals(self) -> list[str]:
         """Return what NVML refused since the last call, each once."""
-        taken, self._refusals = self._refusals, []
-        return taken
+        taken, self._refusals = self._refusals, {}
+        return list(taken)
 
     def close(self) -> None:
         """Let NVML go."""
@@ -227,9 +236,9 @@ class NvmlBackend:
         for index in range(count):
             try:
                 handle = n.nvmlDeviceGetHandleByIndex(index)
-                devices[index] = _Device(index, handle, n.nvmlDeviceGetUUID(handle), set(), {})
+                devices[index] = _Device(index, handle, n.nvmlDeviceGetUUID(handle), set(), {}, bind(n, handle))
             except n.NVMLError as error:
-                self._refusals.append(f"GPU {index} cannot be opened: {error}")
+                self._refusals[f"GPU {index} cannot be opened: {error}"] = None
         if not devices:
             why = "; ".join(self._refusals) or "NVML counts none"
             raise HardwareError(f"no GPU can be read ({why}); collect without GPUs: --gpu-interval 0")
@@ -241,45 +250,46 @@ class NvmlBackend:
         except self._nvml.NVMLError as error:
             raise GpuLostError(f"GPU {device.index}: {error}") from error
 
-    def _read_fields(self, device: _Device) -> tuple[float | None, float | None, int | None, int | None]:
-        """Return instantaneous and averaged power in W, energy in mJ, memory temperature in °C, in one call."""
-        n = self._nvml
-        values = self._ask(device, "fields", n.nvmlDeviceGetFieldValues, device.handle, self._fields)
-        power_mw, average_mw, energy_mj, memory_temp_c = (None,) * 4 if values is None else map(_field_value, values)
-        if power_mw is None:
-            power_mw = self._ask(device, "power", n.nvmlDeviceGetPowerUsage, device.handle)
-        if energy_mj is None:
-            energy_mj = self._ask(device, "energy", n.nvmlDeviceGetTotalEnergyConsumption, device.handle)
-        return _watts(power_mw), _watts(average_mw), energy_mj, memory_temp_c
-
-    def _hold(self, device: _Device, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _hold(self, device: _Device, name: str) -> Any:
         """Return a slow value: the one that was told last while it is young enough, else a new one."""
         now_s = self._monotonic()
-        until_s, value = device.held.get(name, (now_s, None))
-        if now_s < until_s and name in device.held:
-            return value
-        value = self._ask(device, name, function, *arguments)
+        held = device.held.get(name)
+        if held is not None and now_s < held[0]:
+            return held[1]
+        value = self._ask_bound(device, name)
         # the first time, each GPU gets another phase, so that they do not all ask in the same tick
-        age_s = self._calls[name] if name in device.held else self._calls[name] * (1 + device.index) / 8
+        age_s = self._calls[name] * (1.0 if held is not None else (1 + device.index % 8) / 8)
         device.held[name] = (now_s + age_s - 0.005, value)
         return value
 
+    def _ask_bound(self, device: _Device, name: str) -> Any:
+        """Return what one of `read`'s calls answers; None for what this GPU does not have or this user may not see."""
+        if name in device.absent:
+            return None
+        try:
+            return device.calls[name]()
+        except self._nvml.NVMLError as error:
+            return self._refused(device, name, error)
+
     def _ask(self, device: _Device, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what NVML answers; None for what this GPU does not have or this user may not see."""
+        """Return what NVML answers to a call of `describe`; None as in `_ask_bound`."""
         if name in device.absent:
             return None
         try:
             return function(*arguments)
         except self._nvml.NVMLError as error:
-            code = error.value
-            if code in self._lost:
-                device.held.clear()
-                raise GpuLostError(f"GPU {device.index}: {error}") from error
-            if code in self._never:
-                device.absent.add(name)
-            if code not in (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
-                self._refusals.append(f"GPU {device.index}, {name}: {error}")
-            return None
+            return self._refused(device, name, error)
+
+    def _refused(self, device: _Device, name: str, error: Any) -> None:
+        """Remember what is never answered, and what was refused; a lost GPU is raised."""
+        code = error.value
+        if code in self._lost:
+            device.held.clear()
+            raise GpuLostError(f"GPU {device.index}: {error}") from error
+        if code in self._never:
+            device.absent.add(name)
+        if code not in (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
+            self._refusals[f"GPU {device.index}, {name}: {error}"] = None
 
 
 def _import_nvml() -> ModuleType:
@@ -289,15 +299,6 @@ def _import_nvml() -> ModuleType:
         raise HardwareError(
             "nvidia-ml-py is not installed, so no GPU can be read; install it, or collect without: --gpu-interval 0"
         ) from error
-
-
-_VALUE_MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-"""Member of NVML's value union, by its value type."""
-
-
-def _field_value(field: Any) -> Any:
-    """Return the value of one field; None where the device does not give it."""
-    return None if field.nvmlReturn else getattr(field.value, _VALUE_MEMBERS[field.valueType])
 
 
 def _watts(milliwatts: float | None) -> float | None:

@@ -243,12 +243,13 @@ class ProcessCollector:
         if before is None:
             oldest_s = min(process.started_ticks for process in found.values()) / TICKS_PER_S
             # of a job that began since the last tick all is known; of an older one only what comes from now on
-            is_new = oldest_s >= self._looked_uptime_s
-            used = spent({}, found) if is_new else None
-            before, interval_s = _Series(oldest_s, uptime_s, {}, 0), uptime_s - oldest_s
+            so_far = spent({}, found)
+            used = so_far if oldest_s >= self._looked_uptime_s else None
+            before, interval_s, faults = _Series(oldest_s, uptime_s, {}, 0), uptime_s - oldest_s, so_far.faults
         else:
             used, interval_s = spent(before.processes, found), uptime_s - before.looked_s
-        series = _Series(before.started_s, uptime_s, found, before.faults + (used.faults if used else 0))
+            faults = before.faults + used.faults
+        series = _Series(before.started_s, uptime_s, found, faults)
         if not (_ended(found) and before.processes and _ended(before.processes)):
             self._append(step, series, used, interval_s)
         return series

@@ -74,6 +74,7 @@ class ReplayBackend:
             dict(spin_s or {}),
             dict.fromkeys(((i, c) for i in self._series for c in CALLS), 0.0),
         )
+        self._energy_of_round_mj = {index: _energy_mj(rows) for index, rows in self._series.items()}
         self._wall, self._monotonic = wall, monotonic
         self._began_s = monotonic()
 
@@ -93,7 +94,7 @@ class ReplayBackend:
         reading = self._series[index][place]
         energy_mj = reading.energy_mj
         if energy_mj is not None:
-            energy_mj += int(round_number) * self._energy_of_round(index)
+            energy_mj += int(round_number) * self._energy_of_round_mj[index]
         return reading._replace(time_s=time_s, energy_mj=energy_mj)
 
     def describe(self, index: int) -> GpuDevice:
@@ -119,10 +120,6 @@ class ReplayBackend:
     def close(self) -> None:
         """Have nothing to let go."""
 
-    def _energy_of_round(self, index: int) -> int:
-        energies = [reading.energy_mj for reading in self._series[index] if reading.energy_mj is not None]
-        return energies[-1] - energies[0]
-
     def _spin(self, index: int) -> None:
         """Burn what the calls cost that are due now."""
         now_s, cost_s = self._monotonic(), 0.0
@@ -132,6 +129,12 @@ class ReplayBackend:
                 first = self._due_s[index, name] == 0.0
                 self._due_s[index, name] = now_s + (every_s * (1 + index) / 8 if first else every_s) - 0.005
         spin(cost_s)
+
+
+def _energy_mj(readings: Sequence[GpuReading]) -> int:
+    """Return how far the energy counter went in a recording; 0 where it has none."""
+    energies = [reading.energy_mj for reading in readings if reading.energy_mj is not None]
+    return energies[-1] - energies[0] if energies else 0
 
 
 def spin(cpu_s: float) -> None:

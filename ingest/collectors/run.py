@@ -72,12 +72,12 @@ def open_backend(options: Options) -> GpuBackend | None:
 
 @contextmanager
 def collecting(options: Options) -> Iterator[Service]:
-    """Give a service that collects, and end it cleanly; SIGTERM and SIGINT set its ``stopping``."""
+    """Give a service that collects, and end it cleanly; SIGTERM and SIGINT ask it to stop."""
     backend = open_backend(options)
     service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        service.stopping.set()
+        service.ask_to_stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -136,7 +136,7 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
         if end is None:
             raise
         problem = str(error)
-    energy = tuple(read_energy_twice(options.spool, job_id))
+    energy = tuple(read_energy_twice(options.spool, job_id, since_s=end.started_s))
     return RunReport(job_id, label, end.exit_code, end.ended_s - end.started_s, energy, problem)
 
 
@@ -166,7 +166,9 @@ def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus
 
     threading.Thread(target=watch, daemon=True).start()
     service.stopping.wait()
-    cancelled = not ended.is_set() and not service.failed
+    while not ended.wait(0.2) and service.failed and not service.asked.is_set():
+        pass  # the command goes on without the collector
+    cancelled = not ended.is_set()
     if cancelled:
         child.terminate()
         if not ended.wait(KILL_AFTER_S):

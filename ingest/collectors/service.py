@@ -67,12 +67,14 @@ class Service:
     Attributes
     ----------
     stopping
-        Set it to end the service; it is set when a collector fails.
+        It is set when the service is to end: by `ask_to_stop`, or by a collector that fails.
+    asked
+        Whether somebody asked.
     """
 
     def __init__(self, spool: Spool, backend: GpuBackend | None, plan: Plan | None = None) -> None:
         self.spool, self.backend, self.plan = spool, backend, plan or Plan()
-        self.stopping = threading.Event()
+        self.stopping, self.asked = threading.Event(), threading.Event()
         self.events = Events(spool)
         self.jobs = JobTable()
         root = self.plan.root
@@ -102,11 +104,17 @@ class Service:
             work.append(("process", self.plan.process_interval_s, self.process.tick, self.process.begin))
         if self.plan.node_interval_s > 0:
             work.append(("node", self.plan.node_interval_s, self._node_tick, self.node.begin))
-        self._start_worker("writer", self._write)
-        for name, interval_s, tick, begin in work:
+        for _, _, _, begin in work:
             if begin is not None:
                 begin()
+        self._start_worker("writer", self._write)
+        for name, interval_s, tick, _ in work:
             self._start_worker(name, partial(self._collect, name, interval_s, tick))
+
+    def ask_to_stop(self) -> None:
+        """Let the service end, as a signal does; `stop` ends it."""
+        self.asked.set()
+        self.stopping.set()
 
     def begin_job(self, job_id: int, pid: int, gpus: tuple[int, ...]) -> None:
         """Count a process tree, and GPUs, as one job's from now on."""
@@ -155,7 +163,12 @@ class Service:
 
     def __enter__(self) -> Self:
         """Begin to collect."""
-        self.start()
+        try:
+            self.start()
+        except (JobwattError, OSError):
+            with suppress(JobwattError):
+                self.stop()
+            raise
         return self
 
     def __exit__(
@@ -187,7 +200,7 @@ class Service:
             self.events.record("node", "error", detail=self.node.problem)
 
     def _write(self) -> None:
-        """Sync the spool once a second, watch the clock, and once a minute note what all this costs."""
+        """Sync the spool at its pace, watch the clock, and once a minute note what all this costs."""
         clock = ClockWatch(self.events)
         next_cost_s = time.monotonic() + COST_EVERY_S
         while not self.stopping.wait(SYNC_S):

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from ingest.errors import SpoolBusyError, SpoolError
 
 FORMAT: Final = {"format": "jobwatt-spool", "version": 1}
 OPEN_SUFFIX: Final = ".open"
-SYNC_S: Final = 1.0
+SYNC_S: Final = 1.5
 """How often the collector hands its rows to the disk; a ``kill -9`` loses no more than that and what a sync takes."""
 
 HEADERS: Final[Mapping[str, str]] = {
@@ -65,7 +66,7 @@ def cell(value: object) -> str:
         return ""
     text = str(value)
     if not text.isprintable():
-        text = " ".join(text.split())
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
     return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
@@ -93,23 +94,44 @@ def check_node(name: str) -> str:
 
 
 class Lock:
-    """The right to write a spool, held until `release` or the end of the process, however it ends."""
+    """The right to write a spool, held until `release` or the end of the process, however it ends.
 
-    def __init__(self, root: Path) -> None:
+    Parameters
+    ----------
+    wait_s
+        How long to wait for whoever has it: a follower has it for a moment, to recover what a killed collector left.
+
+    Raises
+    ------
+    SpoolBusyError
+        Somebody else has it.
+    """
+
+    def __init__(self, root: Path, wait_s: float = 0.0) -> None:
         path = root / "LOCK"
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._take(wait_s):
             holder = os.read(self._file, 500).decode("utf-8", "replace").strip()
             os.close(self._file)
             raise SpoolBusyError(
                 f"{root} is being written by another collector ({holder or 'unknown'}); stop that one, or use "
                 "another spool"
-            ) from None
+            )
         told = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, (json.dumps(told) + "\n").encode(), 0)
+
+    def _take(self, wait_s: float) -> bool:
+        until_s = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until_s:
+                    return False
+                time.sleep(0.05)
+            else:
+                return True
 
     def release(self) -> None:
         """Let another collector have the spool."""
@@ -260,9 +282,10 @@ class Spool:
         self._pending: dict[str, deque[str]] = {kind: deque() for kind in HEADERS}
         self._open: dict[str, _Segment] = {}
         self._failed = False
+        self._syncing = threading.Lock()
         try:
             prepare(root)
-            self._lock = Lock(root)
+            self._lock = Lock(root, wait_s=1.0)
             self.recovered = recover(root)
         except OSError as error:
             raise _spool_error(root, error) from error
@@ -285,10 +308,11 @@ class Spool:
             The disk does not take it: what was written stays, nothing more is taken.
         """
         try:
-            for kind, pending in self._pending.items():
-                if pending:
-                    self._write(kind, [pending.popleft() for _ in range(len(pending))])
-                self._rotate(kind)
+            with self._syncing:
+                for kind, pending in self._pending.items():
+                    if pending:
+                        self._write(kind, [pending.popleft() for _ in range(len(pending))])
+                    self._rotate(kind)
         except OSError as error:
             self._failed = True
             raise _spool_error(self.root, error) from error
@@ -319,15 +343,16 @@ class Spool:
 
     def _write(self, kind: str, lines: list[str]) -> None:
         segment = self._open.get(kind)
-        if segment is None:
-            folder = self.root / kind
-            folder.mkdir(exist_ok=True)
-            path = folder / (self.next_name() + OPEN_SUFFIX)
-            segment = self._open[kind] = _Segment(path, HEADERS[kind], self._monotonic())
+        rows = 0 if segment is None else segment.rows
         try:
+            if segment is None:
+                folder = self.root / kind
+                folder.mkdir(exist_ok=True)
+                path = folder / (self.next_name() + OPEN_SUFFIX)
+                segment = self._open[kind] = _Segment(path, HEADERS[kind], self._monotonic())
             segment.append(lines)
         except OSError:
-            self.dropped[kind] += len(lines)
+            self.dropped[kind] += len(lines) - (0 if segment is None else segment.rows - rows)
             raise
 
     def _rotate(self, kind: str) -> None:

@@ -2,8 +2,10 @@
  *
  * Strict on purpose: a line with another number of fields, a blank or quoted field, a sign or exponent where none is due,
  * a value outside its limits: the first of these ends the call, and the caller reads that piece of text with care.
- * Nothing is allocated, nothing outside the given buffers is touched.
+ * Nothing is allocated but one locale, nothing outside the given buffers is touched.
  */
+#define _GNU_SOURCE /* strtod_l */
+#include <locale.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -147,6 +149,15 @@ static inline void remember(Last *last, const char *begin, const char *after, co
     }
 }
 
+/* Seconds at p as microseconds, rounded; the point is a point whatever locale the process has. */
+static int micros(const char *p, int64_t *value) {
+    static locale_t plain = (locale_t)0;
+    if (plain == (locale_t)0) plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+    if (plain == (locale_t)0) return 0;
+    *value = llrint(strtod_l(p, NULL, plain) * 1e6);
+    return 1;
+}
+
 static int64_t clamp(double v) { return v <= -9e18 ? INT64_MIN : v >= 9e18 ? INT64_MAX : (int64_t)v; }
 
 /* Parses lines of `width` fields from buf[0..len) into outs[], from row `row` on. The text must end with a newline.
@@ -201,7 +212,8 @@ int64_t jobwatt_parse(const char *buf, int64_t len, int32_t width, const int32_t
                     if (negative) { value = -value; m = -m; }
                     if (!(value >= lows[c] && value <= highs[c])) DOUBT;
                     if (kind == TIME_US) {
-                        ((int64_t *)outs[c])[row] = k <= 6 ? m * MICROS[k] : llrint(strtod(begin, NULL) * 1e6);
+                        if (k <= 6) ((int64_t *)outs[c])[row] = m * MICROS[k];
+                        else if (!micros(begin, &((int64_t *)outs[c])[row])) DOUBT;
                     } else {
                         if (n > 15) DOUBT;
                         if (kind == F32) ((float *)outs[c])[row] = (float)value;

@@ -22,8 +22,12 @@ DEFAULT_MAX_MEMBER_BYTES: Final = 256 * 1024**3
 
 _TAR_SUFFIXES = {".tar": "", ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
 _FILE_CODECS = {".gz": "gzip", ".zst": "zstd"}
-_TAR_ERRORS = (tarfile.TarError, TruncatedError, TooLargeError, EOFError, ValueError, OverflowError)
-"""What tarfile raises for a damaged archive; ValueError and OverflowError for numbers that are none, or too great."""
+_TAR_ERRORS = (
+    *(tarfile.TarError, TruncatedError, TooLargeError, EOFError),
+    *(ValueError, OverflowError),  # numbers that are none, or too great
+    RecursionError,  # one extended header after another
+)
+"""What tarfile raises for a damaged archive."""
 
 _NAMING_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
@@ -218,6 +222,12 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError("a header of an impossible size")
         return header
 
+    def _block(self, count: int) -> int:
+        """Return a member's size in whole blocks; an extended header can say anything, even less than nothing."""
+        if count < 0:
+            raise tarfile.ReadError("a member of an impossible size")
+        return -(-count // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
 
 class _TarReader:
     """The members of a tar, one after another; where it is damaged it ends, and ``problem`` tells."""
@@ -225,6 +235,7 @@ class _TarReader:
     def __init__(self, file: IO[bytes], codec: str, source: str) -> None:
         self.problem: Exception | None = None
         self._stream = InflatedStream(file, codec) if codec else None
+        self._reached = 0
         self._end = 0
         self._length = 0 if codec else file.seek(0, os.SEEK_END)
         try:
@@ -246,10 +257,13 @@ class _TarReader:
             if self._end > self._length:
                 raise TruncatedError("the file ends inside a member")
             info = self._tar.next()
+            if info is not None and (info.size < 0 or self._tar.offset <= self._reached):
+                raise tarfile.ReadError("a member of an impossible size")
         except _TAR_ERRORS as error:
             self.problem = (self._stream.problem if self._stream is not None else None) or error
             return None
         self._tar.members = []  # type: ignore[attr-defined]
+        self._reached = self._tar.offset
         if info is not None and self._stream is None:
             self._end = info.offset_data + (info.size if info.isreg() else 0)
         elif info is None and self._stream is not None:

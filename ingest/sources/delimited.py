@@ -45,13 +45,14 @@ class Parsed:
     """A piece of a file as a typed frame, with what was found on the way.
 
     ``frame`` has the mapped columns; after a careful parse also ``line`` (from 1, the header's) and ``raw``.
-    ``rejected`` has line, reason, detail, raw. ``sentinels`` counts cells that became null, by column.
+    ``rejected`` has line, reason, detail, raw. ``sentinels``, and ``bad_extras`` for bad cells of extra columns, count
+    cells that became null, by column.
     """
 
     frame: pl.DataFrame
-    rows_in: int
     rejected: list[tuple[int, str, str, str]] = field(default_factory=list)
     sentinels: dict[str, int] = field(default_factory=dict)
+    bad_extras: dict[str, int] = field(default_factory=dict)
 
 
 def split_header(data: bytes) -> tuple[list[str], int]:
@@ -194,6 +195,7 @@ def parse_careful(
     first_line: int,
     required: frozenset[str],
     exact: frozenset[str] = frozenset(),
+    extras: frozenset[str] = frozenset(),
 ) -> Parsed:
     """Return the sound rows of ``body`` with ``line`` and ``raw``, and a reason for each of the others.
 
@@ -202,9 +204,9 @@ def parse_careful(
     first_line : number of the first line of ``body`` in its file, the header being 1
     required : columns whose cells may not be missing
     exact : columns (ids) that must be written as plain integers
+    extras : columns of which a bad cell costs the cell, not the row
     """
     lines, numbers, rejected = split_lines(body, first_line)
-    rows_in = len(lines) + len(rejected)
     fields = _split_fields(lines)
     good: list[list[str]] = []
     keep_number: list[int] = []
@@ -221,10 +223,10 @@ def parse_careful(
     text = pl.DataFrame(
         {c: pl.Series(cells_by_field[i], dtype=pl.String) for i, c in enumerate(header.columns) if c is not None}
     ).with_columns(pl.Series("line", keep_number, dtype=pl.Int64), pl.Series("raw", keep_raw, dtype=pl.String))
-    frame, bad, sentinels = type_cells(text, types, required, exact)
+    frame, bad, sentinels, bad_extras = type_cells(text, types, required, exact, extras)
     rejected += bad
     rejected.sort()
-    return Parsed(frame, rows_in, rejected, sentinels)
+    return Parsed(frame, rejected, sentinels, bad_extras)
 
 
 def split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], list[tuple[int, str, str, str]]]:
@@ -266,19 +268,27 @@ def _split_quoted(line: str) -> list[str]:
 
 
 def type_cells(
-    text: pl.DataFrame, types: Mapping[str, pl.DataType], required: frozenset[str], exact: frozenset[str]
-) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]], dict[str, int]]:
-    """Return the typed frame of sound rows, the other rows with their first reason, and sentinels by column."""
+    text: pl.DataFrame,
+    types: Mapping[str, pl.DataType],
+    required: frozenset[str],
+    exact: frozenset[str],
+    extras: frozenset[str],
+) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]], dict[str, int], dict[str, int]]:
+    """Return the typed frame of sound rows, the others with their first reason, sentinels and bad extras by column."""
     names = [name for name in text.columns if name not in ("line", "raw")]
     reason = pl.Series("reason", [None] * text.height, dtype=pl.String)
     detail = pl.Series("detail", [None] * text.height, dtype=pl.String)
     typed: dict[str, pl.Series] = {}
     lost: dict[str, pl.Series] = {}
+    bad_extras: dict[str, pl.Series] = {}
     for name in names:
         cells = text[name].str.strip_chars()
         values, faults, sentinel = _type_column(cells, name, types[name], name in exact)
         if sentinel is not None and sentinel.any():
             lost[name] = sentinel
+        if name in extras and faults:
+            bad_extras[name] = pl.select(pl.any_horizontal([mask.fill_null(False) for _, mask in faults])).to_series()
+            values, faults = pl.select(pl.when(~bad_extras[name]).then(values)).to_series(), []
         if name in required:
             faults.append(("missing_key", values.is_null()))
         for code, mask in faults:
@@ -290,9 +300,15 @@ def type_cells(
         typed[name] = values
     frame = pl.DataFrame(typed).with_columns(text["line"], text["raw"])
     bad = reason.is_not_null()
-    sentinels = {name: int((mask & ~bad).sum()) for name, mask in lost.items() if (mask & ~bad).any()}
     rows = pl.DataFrame({"line": text["line"], "reason": reason, "detail": detail, "raw": text["raw"]}).filter(bad)
-    return frame.filter(~bad), [tuple(row) for row in rows.iter_rows()], sentinels
+    sentinels, spoiled = (_count_cells(found, ~bad) for found in (lost, bad_extras))
+    return frame.filter(~bad), [tuple(row) for row in rows.iter_rows()], sentinels, spoiled
+
+
+def _count_cells(found: Mapping[str, pl.Series], rows: pl.Series) -> dict[str, int]:
+    """Return in how many of the rows each column has a cell that was found."""
+    counts = {name: int((mask & rows).sum()) for name, mask in found.items()}
+    return {name: n for name, n in counts.items() if n}
 
 
 def _type_column(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from ingest.disk import sync_folder, write_whole
 from ingest.errors import SourceError
 from ingest.units import BYTES_PER_MIB
 
@@ -87,8 +88,8 @@ def fetch_file(
 ) -> FetchedFile:
     """Fetch one file below ``folder``, go on with it where it was interrupted, or leave it alone if it is here.
 
-    It is here if it has the size that the server says and the SHA-256 that it must have, else the one ``recorded`` when
-    it was fetched. ``tell`` is called with the bytes of it that are here.
+    It is here if it has the size that the server says and the SHA-256 that it must have: the catalogue's, else the one
+    ``recorded`` when it was first fetched. ``tell`` is called with the bytes of it that are here.
 
     Raises
     ------
@@ -112,16 +113,27 @@ def fetch_file(
         fetched_bytes = _download(network, remote, file, tell)
         size_bytes = file.tell()
         digest = _digest(part)
-        if remote.sha256 is not None and digest != remote.sha256:
+        if digest != (expected or digest):
             part.unlink()
-            raise SourceError(
-                f"{remote.url} has SHA-256 {digest}, but the catalogue expects {remote.sha256}; it was not kept. "
-                f"Fetch it again; if it stays so, what is published has changed"
-            )
+            raise SourceError(_differs(remote, digest, recorded_sha256))
         part.replace(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     return FetchedFile(
         remote.path, size_bytes, fetched_bytes, digest, "fetched" if fetched_bytes == size_bytes else "resumed"
+    )
+
+
+def _differs(remote: RemoteFile, digest: str, recorded_sha256: str | None) -> str:
+    """Return what to say of a file that has another checksum than it must have."""
+    if remote.sha256 is not None:
+        return (
+            f"{remote.url} has SHA-256 {digest}, but the catalogue expects {remote.sha256}; it was not kept. "
+            "Fetch it again; if it stays so, what is published has changed"
+        )
+    return (
+        f"{remote.url} has SHA-256 {digest}, but {recorded_sha256} was recorded when it was first fetched; it was not "
+        f"kept. Fetch it again; if it stays so, what is published has changed: fetch it into another folder with --to, "
+        f"or take its line out of {SUMS_NAME}"
     )
 
 
@@ -239,30 +251,21 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
 
 
 def record_sum(folder: Path, path: str, digest: str, sums: dict[str, str]) -> None:
-    """Write one checksum into `SUMS_NAME` and into ``sums``, which is what `read_sums` gave."""
+    """Write one checksum into `SUMS_NAME` and into ``sums``, which is what `read_sums` gave.
+
+    One that is there already stays, unless the catalogue has come to know better.
+    """
     if sums.get(path) == digest:
         return
-    target = folder / SUMS_NAME
-    if path in sums:
-        sums[path] = digest
-        staged = target.with_name(f".{SUMS_NAME}.part")
-        staged.write_text("".join(f"{value}  {key}\n" for key, value in sums.items()), "utf-8")
-        staged.replace(target)
-        return
+    is_first = path not in sums
     sums[path] = digest
-    with target.open("a", encoding="utf-8") as file:
-        file.write(f"{digest}  {path}\n")
+    if is_first:
+        with (folder / SUMS_NAME).open("a", encoding="utf-8") as file:
+            file.write(f"{digest}  {path}\n")
+    else:
+        write_whole(folder / SUMS_NAME, "".join(f"{value}  {key}\n" for key, value in sums.items()).encode())
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in this folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

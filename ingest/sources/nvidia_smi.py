@@ -174,7 +174,7 @@ def parse_query(body: bytes, header: Header, first_line: int, options: SmiOption
     numbered, rejected = _numbered_lines(body, first_line)
     for number, raw in numbered:
         cells = _cells(raw)
-        if "timestamp" in raw and "timestamp" in map(_without_unit, cells):
+        if _is_query_header(raw):
             taken.start(_canonical(cells))
         else:
             taken.add(number, raw, cells)
@@ -190,11 +190,39 @@ def parse_dmon(body: bytes, header: Header, first_line: int, options: SmiOptions
     numbered, rejected = _numbered_lines(body, first_line)
     for number, raw in numbered:
         line = raw.strip()
-        if not line.startswith("#"):
+        if not _is_dmon_remark(raw):
             taken.add(number, raw, _dmon_cells(line))
         elif "gpu" in (names := _dmon_cells(line.removeprefix("#"))):
             taken.start(names)
     return taken.finish(rejected, options.time_zone)
+
+
+def count_query_rows(body: bytes) -> int:
+    """Return how many lines of CSV text are rows, sound or not: neither blank nor a header.
+
+    >>> count_query_rows(b"2026/11/24 22:42:00, 0\\n\\ntimestamp, index\\nUnknown Error\\n")
+    2
+    """
+    lines, _, rejected = split_lines(body, 1)
+    return len(rejected) + sum(not _is_query_header(line) for line in lines)
+
+
+def count_dmon_rows(body: bytes) -> int:
+    """Return how many lines of dmon's text are rows, sound or not: neither blank nor names and units.
+
+    >>> count_dmon_rows(b"# Idx     W\\n    0    70\\n\\n")
+    1
+    """
+    lines, _, rejected = split_lines(body, 1)
+    return len(rejected) + sum(not _is_dmon_remark(line) for line in lines)
+
+
+def _is_query_header(line: str) -> bool:
+    return "timestamp" in line and "timestamp" in map(_without_unit, _cells(line))
+
+
+def _is_dmon_remark(line: str) -> bool:
+    return line.strip().startswith("#")
 
 
 def _numbered_lines(body: bytes, first_line: int) -> tuple[list[tuple[int, str]], list[tuple[int, str, str, str]]]:
@@ -240,10 +268,10 @@ class _Taken:
                 bad.append((number, reason, f"{len(cells)} of {width}", raw))
         text = _text_frame(kept, self._header)
         text, off_clock = _with_epoch(text, time_zone or "UTC")
-        frame, wrong, sentinels = type_cells(text, TYPES, _REQUIRED, frozenset())
+        frame, wrong, sentinels, _ = type_cells(text, TYPES, _REQUIRED, frozenset(), extras=frozenset())
         bad += [*off_clock, *wrong]
         frame = frame.with_columns(pl.lit(None, dtype=pl.Int64).alias("job_id"))
-        return Parsed(frame, len(self._rows) + len(self._strange) + len(rejected), sorted(bad), sentinels)
+        return Parsed(frame, sorted(bad), sentinels, {})
 
 
 def _text_frame(rows: list[tuple[int, str, list[str]]], header: Header) -> pl.DataFrame:
@@ -302,6 +330,7 @@ KINDS: Final = (
         name_pattern=QUERY_NAME,
         read_header=read_query_header,
         parse=parse_query,
+        count_rows=count_query_rows,
     ),
     FileKind(
         "smi_dmon",
@@ -314,5 +343,6 @@ KINDS: Final = (
         name_pattern=DMON_NAME,
         read_header=read_dmon_header,
         parse=parse_dmon,
+        count_rows=count_dmon_rows,
     ),
 )

@@ -36,7 +36,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PublicDataset:
-    """One row of the catalogue. ``files`` are paths below ``url``; none means everything below it."""
+    """One row of the catalogue. ``files`` are paths below ``url``; none means everything below it.
+
+    ``sha256`` has one for each of the files, or none: then the first fetch records what came, for all later ones.
+    """
 
     name: str
     title: str
@@ -48,6 +51,13 @@ class PublicDataset:
     sha256: tuple[str, ...]
     citation: str
     source: str
+
+    @property
+    def checksum(self) -> str:
+        """By what a file of the set is checked: ``catalogue``, ``recorded at first fetch``, or git's own ``commit``."""
+        if self.url.startswith("git+"):
+            return "commit"
+        return "catalogue" if self.sha256 else "recorded at first fetch"
 
 
 @dataclass(frozen=True, slots=True)

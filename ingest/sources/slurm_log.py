@@ -7,7 +7,7 @@ SchedMD, slurm: accounting_storage_mysql.c (job table), slurm.h (job states, NO_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import polars as pl
@@ -84,7 +84,15 @@ NO_VALUE_32: Final = (0xFFFFFFFE, 0xFFFFFFFF)
 MEM_PER_CPU_BIT: Final = 2**63
 MAX_TIME_LIMIT_MIN: Final = 10**9
 DEFAULT_TRES_NAMES: Final = {1001: "gpu:tesla", 1002: "gpu:volta"}
-"""The releases' own mapping, for an archive that comes without its tres-mapping.txt."""
+"""The releases' own mapping, for a cluster that never came with a tres-mapping.txt."""
+
+LAST_COMMON_TRES: Final = 1000
+"""Up to this number a TRES means the same everywhere (cpu, mem, node, …); above it, what the site's mapping says."""
+
+_TRES_TEXT: Final = r"^\d{1,18}=\d{1,18}(,\d{1,18}=\d{1,18})*$"
+
+LATEST_RELATIVE_S: Final = 315_360_000
+"""A row whose times are all before this (ten years) counts them from its log's beginning, as the HPCA'22 release."""
 
 _STRING_NULL = ("\\N", "")
 _TIMES = ("submit", "eligible", "start", "end")
@@ -107,7 +115,7 @@ def finish(
         is_sound = limit.is_between(0, MAX_TIME_LIMIT_MIN)
         columns.append(pl.when(is_sound).then(limit * S_PER_MINUTE).alias("time_limit_s"))
         _count(frame, ~is_sound, "out_of_range", "timelimit", counts)
-    columns += [_time(f"{t}_epoch_s").alias(f"{t}_time") for t in _TIMES if f"{t}_epoch_s" in have]
+    columns += _times([t for t in _TIMES if f"{t}_epoch_s" in have])
     if "state_raw" in have:
         state, flags = _state()
         columns += [state, flags]
@@ -123,9 +131,15 @@ def finish(
         _count(frame, stringified & ~readable, "node_list_unreadable", "nodelist", counts)
         names = pl.col("node_list").str.extract_all(r"[^\s,'\"\[\]]+").list.join(",")
         columns.append(pl.when(readable).then(names).otherwise(pl.col("node_list")).alias("node_list"))
-    columns += _gpus(have, {**DEFAULT_TRES_NAMES, **tres_names})
-    done = frame.with_columns(columns).drop(list(_OWN_TYPES), strict=False)
-    _check_times(done, counts)
+    if sources := [name for name in ("tres_alloc", "tres_req") if name in have]:
+        named = tres_names or DEFAULT_TRES_NAMES
+        frame = frame.with_columns(_tres=pl.coalesce(sources)).with_columns(_unnamed=_unnamed(named))
+        columns += _gpus(named)
+        _count(frame, ~pl.col("_tres").str.contains(_TRES_TEXT), "wrong_type", sources[0], counts)
+        numbers = frame["_unnamed"].list.explode(empty_as_null=False).drop_nulls().value_counts()
+        counts |= {(None, "tres_unknown", str(number)): n for number, n in numbers.iter_rows()}
+    done = frame.with_columns(columns).drop("_tres", "_unnamed", *_OWN_TYPES, strict=False)
+    check_times(done, counts)
     return done, counts
 
 
@@ -141,10 +155,23 @@ def _without_no_value(name: str) -> pl.Expr:
     return pl.when(~pl.col(name).is_in(NO_VALUE_32)).then(pl.col(name)).alias(name)
 
 
-def _time(name: str) -> pl.Expr:
-    """Return an expression: epoch seconds to time; 0 and below, and NO_VAL, mean never."""
-    valid = (pl.col(name) > 0) & ~pl.col(name).is_in([float(v) for v in NO_VALUE_32])
-    return pl.when(valid).then((pl.col(name) * US_PER_S).round().cast(pl.Int64).cast(TIME))
+def _times(names: Sequence[str]) -> list[pl.Expr]:
+    """Return expressions: epoch seconds to time; below 0, and NO_VAL, mean never, and 0 does too but in one case.
+
+    Where times count from the log's beginning, the first job was submitted at 0, and eligible then. That it started at
+    0 cannot be told from a start that never came.
+    """
+    no_value = [float(number) for number in NO_VALUE_32]
+    written = {t: pl.col(f"{t}_epoch_s") for t in names}
+    seconds = {t: pl.when(~second.is_in(no_value)).then(second) for t, second in written.items()}
+    is_relative = pl.max_horizontal(*seconds.values()) < LATEST_RELATIVE_S if seconds else pl.lit(False)
+    is_first = is_relative & (seconds["submit"] == 0) if "submit" in seconds else pl.lit(False)
+
+    def time(name: str) -> pl.Expr:
+        is_real = (seconds[name] > 0) | ((seconds[name] == 0) & is_first & (name in ("submit", "eligible")))
+        return pl.when(is_real).then((seconds[name] * US_PER_S).round().cast(pl.Int64).cast(TIME)).alias(f"{name}_time")
+
+    return [time(name) for name in names]
 
 
 def _state() -> tuple[pl.Expr, pl.Expr]:
@@ -187,21 +214,34 @@ def _memory() -> tuple[pl.Expr, pl.Expr, pl.Expr, pl.Expr]:
     )
 
 
-def _gpus(have: set[str], tres_names: Mapping[int, str]) -> list[pl.Expr]:
-    sources = [pl.col(name) for name in ("tres_alloc", "tres_req") if name in have]
-    kinds = {tres: name.split(":", 1)[1] for tres, name in tres_names.items() if name.startswith("gpu:")}
-    if not sources:
-        return []
-    tres = pl.coalesce(sources)
-    found = {
-        kind: tres.str.extract(rf"(?:^|,){number}=(\d+)").cast(pl.Int64, strict=False) for number, kind in kinds.items()
-    }
-    total = pl.sum_horizontal([count.fill_null(0) for count in found.values()]) if found else pl.lit(0, dtype=pl.Int64)
-    kind = pl.coalesce([pl.when(count > 0).then(pl.lit(name)) for name, count in sorted(found.items(), reverse=True)])
-    return [pl.when(tres.is_not_null()).then(total).alias("gpus"), kind.alias("gpu_type")]
+def _unnamed(names: Mapping[int, str]) -> pl.Expr:
+    """Return an expression: the numbers that only a site's mapping explains and ``names`` does not have."""
+    number = pl.element().str.strip_chars(",=").cast(pl.Int64, strict=False)
+    is_unnamed = (pl.element() > LAST_COMMON_TRES) & ~pl.element().is_in(list(names))
+    numbers = pl.col("_tres").str.extract_all(r"(?:^|,)\d+=").list.eval(number)
+    return numbers.list.eval(pl.element().filter(is_unnamed))
 
 
-def _check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], int]) -> None:
+def _gpus(names: Mapping[int, str]) -> list[pl.Expr]:
+    """Return expressions: GPUs, and their type; null where a number has no name, since it may be a GPU too.
+
+    Slurm writes the GPUs of all types together as ``gpu``, and those of a type as ``gpu:type``, where a site counts it.
+    """
+
+    def amount(number: int) -> pl.Expr:
+        return pl.col("_tres").str.extract(rf"(?:^|,){number}=(\d+)").cast(pl.Int64, strict=False).fill_null(0)
+
+    typed = {name.partition(":")[2]: amount(number) for number, name in names.items() if name.startswith("gpu:")}
+    every = [amount(number) for number, name in names.items() if name == "gpu"]
+    total = pl.max_horizontal(pl.sum_horizontal(pl.lit(0, dtype=pl.Int64), *typed.values()), *every)
+    known = [pl.when(n > 0).then(pl.lit(kind)) for kind, n in sorted(typed.items(), reverse=True)]
+    is_told = pl.col("_tres").str.contains(_TRES_TEXT) & (pl.col("_unnamed").list.len() == 0)
+    kind = pl.coalesce(*known, pl.lit(None, dtype=pl.String))
+    return [pl.when(is_told).then(total).alias("gpus"), pl.when(is_told).then(kind).alias("gpu_type")]
+
+
+def check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], int]) -> None:
+    """Count the jobs that end before they start, or start before they were submitted."""
     if {"start_time", "end_time"} <= set(done.columns):
         _count(done, pl.col("end_time") < pl.col("start_time"), "end_before_start", "time_end", counts)
     if {"submit_time", "start_time"} <= set(done.columns):
@@ -211,7 +251,7 @@ def _check_times(done: pl.DataFrame, counts: dict[tuple[int | None, str, str], i
 def number_attempts(frame: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Return the rows with ``attempt`` numbered in file order, exact repeats, and ``seen`` (job_id, row_hash) grown.
 
-    ``seen`` holds what earlier pieces of the same log brought.
+    ``seen`` holds what earlier pieces of the same log brought. `ingest.attempts` puts attempts into the order of time.
     """
     content = [name for name in frame.columns if name not in ("line", "raw")]
     hashed = frame.with_columns(row_hash=frame.select(content).hash_rows(seed=1))

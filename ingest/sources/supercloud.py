@@ -17,6 +17,7 @@ from typing import Final
 from ingest.errors import SourceError
 from ingest.sources import nvidia_smi
 from ingest.sources.file_kind import FileKind
+from ingest.sources.sacct_files import is_accounting
 
 _ROOT_FILES: Final = {
     "slurm-log.csv": "jobs",
@@ -46,14 +47,10 @@ def find_root(names: list[str]) -> str:
     >>> find_root(["x/README.md", "x/gpu/0001/5-n.csv", "x/slurm-log.csv"])
     'x'
     """
-    roots: dict[str, int] = {}
-    for name in names:
-        root = _root_of(PurePosixPath(name))
-        if root is not None:
-            roots[root] = roots.get(root, 0) + 1
+    roots = {root for name in names if (root := _root_of(PurePosixPath(name))) is not None}
     if not roots:
         folders = [name.rpartition("/") for name in names]
-        roots = {folder: 1 for folder, _, file in folders if nvidia_smi.classify(_plain(file))}
+        roots = {folder for folder, _, file in folders if nvidia_smi.classify(_plain(file))}
     if not roots:
         raise SourceError(
             "no table of the Datacenter Challenge or HPCA'22 layout found; expected slurm-log.csv, gpu/NNNN/…csv, "
@@ -61,7 +58,7 @@ def find_root(names: list[str]) -> str:
         )
     if len(roots) > 1:
         raise SourceError(f"several releases side by side ({', '.join(sorted(roots))}); give one of them")
-    return next(iter(roots))
+    return roots.pop()
 
 
 def _root_of(path: PurePosixPath) -> str | None:
@@ -69,6 +66,8 @@ def _root_of(path: PurePosixPath) -> str | None:
     for i, part in enumerate(parts[:-1]):
         if part in _FOLDERS and path.name.split(".csv")[0] != path.name:
             return "/".join(parts[:i])
+    if is_accounting(path.name):
+        return "/".join(parts[: -2 if parts[-2:-1] == ("jobs",) else -1])
     return "/".join(parts[:-1]) if _plain(path.name) in _ROOT_FILES else None
 
 
@@ -87,6 +86,8 @@ def classify(name: str) -> str:
     folder, _, file = name.rpartition("/")
     if not folder and (kind := nvidia_smi.classify(file)):
         return kind
+    if folder in ("", "jobs") and is_accounting(file):
+        return "sacct"
     if file in _DERIVED or not file.endswith((".csv", ".txt")):
         return "other"
     otherwise = "unknown" if file.endswith(".csv") else "other"
@@ -103,6 +104,8 @@ def layout_of(names: list[str]) -> str:
         return "supercloud-hpca22"
     if any(nvidia_smi.classify(name) for name in top) and not top & (_ROOT_FILES.keys() | _FOLDERS.keys()):
         return "nvidia-smi"
+    if all(classify(name) in ("sacct", "other") for name in names):
+        return "slurm"
     return "recording" if top & _RECORDING_FILES or "gpu_extended" in top else "supercloud"
 
 

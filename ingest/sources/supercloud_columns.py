@@ -17,9 +17,11 @@ from typing import Final
 import polars as pl
 
 from ingest.reference import workload_classes
-from ingest.schemas import CPU_SUMMARY_COLUMN_MAP, TABLES
+from ingest.schemas import TABLES
 from ingest.sources import nvidia_smi, slurm_log
+from ingest.sources.cpu_summary import CPU_SUMMARY_COLUMN_MAP
 from ingest.sources.file_kind import Context, FileKind, Finished, epoch_to_time
+from ingest.sources.throttle import parse_throttle
 from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J
 
 GPU_COLUMN_MAP: Final = {
@@ -46,8 +48,10 @@ GPU_OPTIONAL_COLUMN_MAP: Final = {
     **GPU_EXTENDED_COLUMN_MAP,
     "power_limit_W": "power_limit_w",
     "enforced_power_limit_W": "power_limit_w",
-    "throttle_reasons": "throttle",
-    "clocks_throttle_reasons": "throttle",
+    "throttle_reasons": "throttle_raw",
+    "clocks_throttle_reasons": "throttle_raw",
+    "clocks_throttle_reasons.active": "throttle_raw",
+    "clocks_event_reasons.active": "throttle_raw",
 }
 
 KEY_COLUMN_MAP: Final = {
@@ -144,6 +148,7 @@ DCGM_COLUMN_MAP: Final = {
 LAKE_COLUMN: Final = {
     "energy_counter_mj": "energy_counter_j",
     "mem_free_raw": "mem_free_kib",
+    "throttle_raw": "throttle",
     **{f"{name}_epoch_s": f"{name}_time" for name in ("submit", "eligible", "start", "end")},
 }
 """Columns that are parsed under a name of their own, for the unit in which they come, and the lake's names of them."""
@@ -166,10 +171,17 @@ def _time_columns(frame: pl.DataFrame) -> list[pl.Expr]:
 
 def _finish_gpu(frame: pl.DataFrame, context: Context) -> Finished:
     columns = _time_columns(frame)
+    counts: dict[tuple[int | None, str, str], int] = {}
+    if "throttle_raw" in frame.columns:
+        throttle = parse_throttle(frame["throttle_raw"])
+        columns.append(pl.lit(throttle).alias("throttle"))
+        if lost := throttle.null_count() - frame["throttle_raw"].null_count():
+            counts[None, "bad_extra_cell", "throttle"] = lost
     if "energy_counter_mj" in frame.columns:  # polars would multiply by 1/1000, which is not exact
         energy_j = frame["energy_counter_mj"].fill_null(float("nan")).to_numpy() / MJ_PER_J
         columns.append(pl.lit(pl.Series("energy_counter_j", energy_j)).fill_nan(None))
-    return Finished(frame.with_columns(columns).drop("time_epoch_s", "energy_counter_mj", strict=False))
+    own = ("time_epoch_s", "energy_counter_mj", "throttle_raw")
+    return Finished(frame.with_columns(columns).drop(own, strict=False), counts)
 
 
 def _finish_cpu(frame: pl.DataFrame, context: Context) -> Finished:
@@ -244,7 +256,11 @@ def memory_unit(values: pl.Series) -> str:
 _F64, _STR = pl.Float64(), pl.String()
 _TIME_TYPE = {"time_epoch_s": _F64}
 _GPU_TYPES = _types(
-    "gpu_samples", GPU_COLUMN_MAP | GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP, **_TIME_TYPE, energy_counter_mj=_F64
+    "gpu_samples",
+    GPU_COLUMN_MAP | GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP,
+    **_TIME_TYPE,
+    energy_counter_mj=_F64,
+    throttle_raw=_STR,
 )
 _GPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(?P<node>.+)\.csv$")
 _CPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(timeseries|summary)\.csv$")
@@ -321,6 +337,7 @@ KINDS: Final[dict[str, FileKind]] = {
             lambda frame, context: Finished(*slurm_log.finish(frame, context.tres_names)),
             optional=slurm_log.OPTIONAL_COLUMN_MAP,
         ),
+        FileKind("sacct", "jobs", {}, {}, frozenset(), _finish_plain, is_named=True),  # read by `ingest.accounting`
         FileKind(
             "labels",
             "labels",

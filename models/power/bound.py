@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ingest.rollup import SERIES_KEY
+from ingest.schemas import SERIES_KEY
 from ingest.units import US_PER_S
 
 FloatArray = npt.NDArray[np.float64]

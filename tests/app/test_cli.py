@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from app.cli import COMMANDS, cli, os_error_text, run
+from app.cli import COMMANDS, ROOMS, cli, os_error_text, run
 from ingest.errors import LakeError
 
 START = "import sys; from app.cli import main; main()"
@@ -157,8 +158,6 @@ def test_a_full_disk_is_one_line():
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_command_line_and_the_doctor_know_the_same_rooms():
-    from app import cli as command_line
-    from app import doctor
-
-    assert command_line.ROOMS == doctor.ROOMS
+def test_the_rooms_are_the_packages_that_are_installed():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert list(ROOMS) == project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]

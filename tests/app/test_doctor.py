@@ -21,6 +21,10 @@ from app.doctor import (
     hidden_rooms,
     python_path,
 )
+from ingest.lake import Lake
+from ingest.pipeline import ingest
+from ingest.runner import SerialRunner
+from tests.gpu_files import write_gpu_file
 
 HOME = Path(app.doctor.__file__).parent.parent
 
@@ -111,6 +115,33 @@ def test_a_folder_that_is_no_lake_is_a_problem(tmp_path):
     lake = check_lake(tmp_path)[0]
     assert lake.status == "problem"
     assert str(tmp_path) in lake.found
+
+
+@pytest.fixture
+def lake(tmp_path):
+    """A lake of one job, and the file of its samples."""
+    write_gpu_file(tmp_path / "archive", 7, samples=5000)
+    ingest(str(tmp_path / "archive"), tmp_path / "lake", runner=SerialRunner())
+    (samples,) = (tmp_path / "lake" / "gpu_samples").rglob("*.parquet")
+    return tmp_path / "lake", samples
+
+
+def test_a_lake_is_looked_at_by_its_footers_and_the_command_that_reads_every_value_is_named(lake):
+    root, samples = lake
+    content = bytearray(samples.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 64] = bytes(64)
+    samples.write_bytes(content)
+    finding = check_lake(root)[0]
+    assert (finding.status, Lake(root).check().problems != ()) == ("ok", True)
+    assert f"`jobwatt lake check --lake {root}` reads every value" in finding.found
+
+
+def test_a_lake_with_a_file_cut_short_is_a_problem(lake):
+    root, samples = lake
+    samples.write_bytes(samples.read_bytes()[:-20])
+    finding = check_lake(root)[0]
+    assert finding.status == "problem"
+    assert samples.name in finding.found
 
 
 def test_wrong_settings_are_a_problem(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
 """What each NVML call costs here, in µs of wall and of CPU time: ``python tests/benchmarks/measure_nvml.py``.
 
-Stand-alone: Python 3.11 or later, nvidia-ml-py, and the folder ``ingest/collectors`` two floors up or on PYTHONPATH
-(for the cost of a whole reading; left out where that is missing). Every call that `NvmlBackend` makes is measured on
-each GPU, and alternatives worth knowing. With ``--csv`` the rows are those of ``nvml_call_cost.csv``.
+It needs Python 3.11 or later, nvidia-ml-py, and the folder ``ingest/`` (``errors.py`` and ``collectors/``) two floors
+up or on PYTHONPATH. Every call of which the collector makes a sample is made as the collector makes it, and
+alternatives through pynvml. With ``--csv`` the rows are those of ``nvml_call_cost.csv``.
 
-CPU time is that of the calling thread, kernel included (a driver that spins for an answer shows here). Each call is
-made with pauses, as the collector does, and in a tight loop, since a GPU that is seldom asked may answer more slowly.
+CPU time is that of the calling thread, kernel included (a driver that spins for an answer shows here). Calls are made
+in rounds as in the collector: a pause, then every call on every GPU, so that caches are as cold as they are there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ import csv
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pynvml as nv
+
+ROOT = Path(__file__).resolve().parents[2]
+if (ROOT / "ingest" / "collectors").is_dir() and str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from ingest.collectors.hardware import CALLS, NvmlBackend  # noqa: E402 (its folder is looked for first)
 
 POWER_LIMIT_FIELD = nv.NVML_FI_DEV_POWER_CURRENT_LIMIT
 FIELDS = (
@@ -30,20 +37,6 @@ FIELDS = (
 )
 
 Call = Callable[[Any], object]
-
-COLLECTOR_CALLS: dict[str, Call] = {
-    "fields": lambda handle: nv.nvmlDeviceGetFieldValues(handle, FIELDS),
-    "utilization": nv.nvmlDeviceGetUtilizationRates,
-    "memory": nv.nvmlDeviceGetMemoryInfo,
-    "temperature": lambda handle: nv.nvmlDeviceGetTemperature(handle, nv.NVML_TEMPERATURE_GPU),
-    "sm_clock": lambda handle: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM),
-    "throttle_reasons": nv.nvmlDeviceGetCurrentClocksThrottleReasons,
-    "memory_clock": lambda handle: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_MEM),
-    "power_limit": nv.nvmlDeviceGetEnforcedPowerLimit,
-    "pcie_width": nv.nvmlDeviceGetCurrPcieLinkWidth,
-    "processes": nv.nvmlDeviceGetComputeRunningProcesses,
-}
-"""The names of `ingest.collectors.hardware.CALLS`, and ``processes``."""
 
 ALTERNATIVES: dict[str, Call] = {
     "field: power instant": lambda handle: nv.nvmlDeviceGetFieldValues(handle, FIELDS[0:1]),
@@ -69,68 +62,87 @@ ALTERNATIVES: dict[str, Call] = {
 }
 
 
-def measure(call: Call, handle: Any, times: int, pause_s: float) -> tuple[list[float], list[float]]:
-    """Return wall and CPU microseconds of each of several calls, after one that does not count."""
-    call(handle)
-    wall_us, cpu_us = [], []
-    for _ in range(times):
-        if pause_s:
-            time.sleep(pause_s)
-        wall, cpu = time.perf_counter(), time.thread_time()
-        call(handle)
-        cpu_us.append((time.thread_time() - cpu) * 1e6)
-        wall_us.append((time.perf_counter() - wall) * 1e6)
-    return wall_us, cpu_us
+def measure(
+    calls: Mapping[str, Sequence[Callable[[], object]]], rounds: int, pause_s: float
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Return wall and CPU microseconds of every call (one for each GPU) of several rounds, less what measuring takes.
+
+    A call that NVML refuses is left out.
+    """
+    answered = {name: on_gpus for name, on_gpus in calls.items() if _answers(name, on_gpus)}
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in answered}
+    empty_wall_us, empty_cpu_us = (
+        statistics.median(times) for times in zip(*map(_timed, [_nothing] * 200), strict=True)
+    )
+    for _ in range(rounds):
+        time.sleep(pause_s)
+        for gpu in range(max(map(len, answered.values()), default=0)):
+            for name, on_gpus in answered.items():
+                wall_us, cpu_us = _timed(on_gpus[gpu])
+                taken[name][0].append(max(0.0, wall_us - empty_wall_us))
+                taken[name][1].append(max(0.0, cpu_us - empty_cpu_us))
+    return taken
 
 
-def backend_reading() -> Call | None:
-    """Return a call that makes one whole reading as the collector does; None where jobwatt is not here."""
-    root = Path(__file__).resolve().parents[2]
-    if (root / "ingest" / "collectors").is_dir() and str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+def _timed(call: Callable[[], object]) -> tuple[float, float]:
+    cpu_s, wall_s = time.thread_time(), time.perf_counter()
+    call()
+    return (time.perf_counter() - wall_s) * 1e6, (time.thread_time() - cpu_s) * 1e6
+
+
+def _nothing() -> None:
+    """Cost nothing."""
+
+
+def _answers(name: str, on_gpus: Sequence[Callable[[], object]]) -> bool:
     try:
-        from ingest.collectors.hardware import NvmlBackend
-    except ImportError:
-        return None
-    backend = NvmlBackend()
-    return lambda handle: backend.read(nv.nvmlDeviceGetIndex(handle))
+        for call in on_gpus:
+            call()
+    except nv.NVMLError as error:
+        print(f"{name:34s} {error}")
+        return False
+    return True
 
 
 def main() -> None:
-    """Measure, and print a table for people or rows for ``nvml_call_cost.csv``."""
+    """Measure, and print a table for people; with --csv also rows for ``nvml_call_cost.csv``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=200, help="calls of each kind at each pace (default: 200)")
-    parser.add_argument("--pause", type=float, default=0.02, help="seconds between calls at the slow pace (0.02)")
+    parser.add_argument("--rounds", type=int, default=300, help="rounds of all calls on all GPUs (default: 300)")
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds between rounds (default: 0.1)")
     parser.add_argument("--csv", type=Path, help="write the collector's calls there, as nvml_call_cost.csv has them")
     told = parser.parse_args()
-    nv.nvmlInit()
-    handles = [nv.nvmlDeviceGetHandleByIndex(index) for index in range(nv.nvmlDeviceGetCount())]
+    backend = NvmlBackend()
+    gpus = list(backend.indices())
+    handles = [nv.nvmlDeviceGetHandleByIndex(index) for index in gpus]
     name, driver = nv.nvmlDeviceGetName(handles[0]), nv.nvmlSystemGetDriverVersion()
-    print(f"{len(handles)} × {name}, driver {driver}, Python {sys.version.split()[0]}")
-    print(f"{'call':34s} {'paused: wall µs':>16s} {'p99':>8s} {'CPU µs':>8s} {'tight: wall µs':>16s} {'CPU µs':>8s}")
-    whole = backend_reading()
-    calls = {**COLLECTOR_CALLS, **ALTERNATIVES, **({} if whole is None else {"NvmlBackend.read": whole})}
+    print(f"{len(gpus)} x {name}, driver {driver}, Python {sys.version.split()[0]}")
+    print(f"{'call':34s} {'CPU µs':>8s} {'p50':>8s} {'p99':>8s} {'wall µs':>10s} {'p50':>8s} {'p99':>8s}")
+    own: dict[str, list[Callable[[], object]]] = {
+        call: [partial(backend.time_call, index, call) for index in gpus] for call in CALLS
+    }
+    own["processes"] = [partial(backend.process_ids, index) for index in gpus]
+    groups: list[dict[str, list[Callable[[], object]]]] = [
+        own,
+        {"a whole reading": [partial(backend.read, index) for index in gpus]},
+        {call: [partial(function, handle) for handle in handles] for call, function in ALTERNATIVES.items()},
+    ]
     rows = []
-    for label, call in calls.items():
-        try:
-            paused = [measure(call, handle, told.times, told.pause) for handle in handles]
-            tight = [measure(call, handle, told.times, 0.0) for handle in handles]
-        except nv.NVMLError as error:
-            print(f"{label:34s} {error}")
-            continue
-        wall, cpu = (sorted(value for run in paused for value in run[part]) for part in (0, 1))
-        quick_wall, quick_cpu = ([value for run in tight for value in run[part]] for part in (0, 1))
-        print(
-            f"{label:34s} {statistics.mean(wall):16.1f} {wall[int(len(wall) * 0.99)]:8.1f} {statistics.mean(cpu):8.1f} "
-            f"{statistics.mean(quick_wall):16.1f} {statistics.mean(quick_cpu):8.1f}",
-            flush=True,
-        )
-        if label in COLLECTOR_CALLS:
-            source = f"measure_nvml.py on {len(handles)} x {name}, driver {driver}; mean of {len(cpu)} paused calls"
-            rows.append((label, f"{statistics.mean(cpu):.1f}", f"{statistics.mean(wall):.1f}", source))
+    for calls in groups:
+        for call, (wall_us, cpu_us) in measure(calls, told.rounds, told.pause).items():
+            print(f"{call:34s} {_summary(cpu_us)} {statistics.mean(wall_us):10.1f} {_summary(wall_us)[9:]}", flush=True)
+            if calls is own:
+                source = f"measure_nvml.py on {len(gpus)} x {name}, driver {driver}; mean of {len(cpu_us)} calls"
+                rows.append((call, f"{statistics.mean(cpu_us):.1f}", f"{statistics.mean(wall_us):.1f}", source))
     if told.csv is not None:
         with told.csv.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("call", "cpu_us", "wall_us", "source"), *rows])
+
+
+def _summary(times_us: Sequence[float]) -> str:
+    """Return mean, median and 99th percentile, each eight characters wide."""
+    ordered = sorted(times_us)
+    shown = (statistics.mean(ordered), ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)])
+    return " ".join(f"{value:8.1f}" for value in shown)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "encodings": "tests.benchmarks.bench_encodings:encodings",
     "reads": "tests.benchmarks.bench_lake:lake_reads",
     "help": "tests.benchmarks.bench_help:help_time",
+    "collector": "tests.benchmarks.bench_collector:collector",
 }
 
 

@@ -195,6 +195,43 @@ def test_an_archive_with_a_damaged_header_is_read_up_to_there(tmp_path):
     assert {job: taken.lake.read_series(job).height for job in (101, 102, 103)} == {101: 2000, 102: 0, 103: 0}
 
 
+def with_said_size(name: str, size: str, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A member after an extended header (its own, or one for all that follow) that says another size of it."""
+    buffer = io.BytesIO()
+    said = {"size": size}
+    with tarfile.open(
+        fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=said if kind == tarfile.XGLTYPE else {}
+    ) as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(SAMPLES)
+        info.pax_headers = said if kind == tarfile.XHDTYPE else {}
+        tar.addfile(info, io.BytesIO(SAMPLES))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", ["-1", "-512", "-1536", "-99999999", "-99999999999999999999"])
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE], ids=["own", "global"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_member_of_less_than_no_bytes_ends_the_archive(tmp_path, form, kind, size):
+    end = 2 * tarfile.BLOCKSIZE
+    sound = tar_bytes((GPU_FILE, SAMPLES)).rstrip(b"\0")
+    sound += b"\0" * (-len(sound) % tarfile.BLOCKSIZE)
+    source = write(
+        tmp_path, f"in{form}", packed(sound + with_said_size("gpu/0001/102-n1.csv", size, kind) + b"\0" * end, form)
+    )
+    listing = archive.list_members(str(source))
+    assert [member.name for member in listing.members] == [GPU_FILE]
+    assert [(name, reason) for name, reason, _ in listing.refused] == [(source.name, "truncated")]
+    assert take_twice(source, tmp_path / "lake").powers() == SOUND
+
+
+def test_an_archive_that_is_nothing_but_extended_headers_is_an_error_in_one_line(tmp_path):
+    header = with_said_size("x.csv", "1")[: 2 * tarfile.BLOCKSIZE]
+    source = write(tmp_path, "in.tar", header * 5000)
+    with pytest.raises(SourceError, match="cannot be read as a tar archive"):
+        take(source, tmp_path / "lake")
+
+
 def test_a_header_that_asks_for_much_memory_ends_the_archive(tmp_path):
     greedy = special("././@LongLink", tarfile.GNUTYPE_LONGNAME)
     greedy.size = 2**33

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 import zstandard
 
-from ingest import tasks
+from ingest import scan, tasks
 from ingest.errors import SourceError
 from ingest.records import IngestPlan, PlanSpec
-from ingest.sources import inflate
+from ingest.sources import delimited, inflate
 from tests.gpu_files import HEADER
 from tests.small_sources import (
     CPU_HEADER,
@@ -107,6 +107,60 @@ def test_a_missing_cell_of_an_extra_column_is_counted_too(tmp_path):
     assert taken.counted() == {("missing_value", "energy_counter_j"): 1, ("sentinel", "energy_counter_j"): 1}
 
 
+def test_throttle_reasons_as_nvidia_smi_writes_them_are_read_by_the_quick_parsers(tmp_path, monkeypatch):
+    words = ["0x0000000000000004", "0x0000000000000000", "0X20", "4"]
+    rows = [f"{gpu_row(i, 100 + i)},{word}" for i, word in enumerate(words)]
+    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*rows, header=f"{HEADER},clocks_throttle_reasons"))
+    monkeypatch.delattr(delimited, "parse_careful")
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert taken.lake.read_series(101, ["throttle"])["throttle"].to_list() == [4, 0, 32, 4]
+    assert (taken.counted(), taken.rejected(), taken.report.partial) == ({}, [], False)
+
+
+EXTRAS = {
+    "clocks_throttle_reasons": "throttle",
+    "power_limit_W": "power_limit_w",
+    "clock_sm_MHz": "sm_clock_mhz",
+    "energy_mJ": "energy_counter_j",
+}
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("clocks_throttle_reasons", "Active"),
+        ("clocks_throttle_reasons", "0x8000000000000000"),
+        ("power_limit_W", "x"),
+        ("power_limit_W", "99999"),
+        ("clock_sm_MHz", "1.5"),
+        ("energy_mJ", "-5"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [4 * 2**20, 1000])
+def test_a_bad_cell_of_an_extra_column_costs_the_cell_and_not_the_sample(
+    tmp_path, monkeypatch, column, cell, chunk_bytes
+):
+    monkeypatch.setattr(scan, "CHUNK_BYTES", chunk_bytes)
+    n, lake_column = 60, EXTRAS[column]
+    rows = [f"{gpu_row(i, 100)},{cell if i == 1 else 4}" for i in range(n)]
+    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*rows, header=f"{HEADER},{column}"))
+    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(f"{gpu_row(0, 7)},4", header=f"{HEADER},{column}"))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert (taken.report.rows_out, taken.report.rows_quarantined, taken.report.partial) == (n + 1, 0, True)
+    assert taken.rows("quality", "file", "reason", "detail", "count") == [(GPU_FILE, "bad_extra_cell", lake_column, 1)]
+    found = taken.lake.read_series(101, [lake_column])[lake_column]
+    assert (found[0] is not None, found[1], found.null_count()) == (True, None, 1)
+
+
+def test_a_bad_cell_of_a_column_that_the_row_needs_still_costs_the_row(tmp_path):
+    header = "timestamp,gpu_index,node,id_job,power_draw_W,power_limit_W"
+    rows = [f"{START_S + i},0,n1,{job},100,x" for i, job in enumerate([101, "1e5", "x"])]
+    write(tmp_path, "in/nvidia_smi.csv", lines(header, *rows))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert [(line, reason) for _, line, reason, _ in taken.rejected()] == [(3, "id_not_exact"), (4, "wrong_type")]
+    assert taken.counted()["bad_extra_cell", "power_limit_w"] == 1
+
+
 def test_a_log_with_an_exponent_for_an_id_and_a_node_list_of_strings_is_taken_where_it_is_exact(tmp_path):
     write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(101), log_row("1.01922647820325E+13")))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
@@ -172,14 +226,12 @@ def test_a_second_cpu_file_of_a_job_is_refused_and_its_rows_are_not_stored_twice
     assert taken.rows("cpu_samples" if kind == "timeseries" else "cpu_job_summary", "job_id") == [(101,)]
 
 
-def test_a_second_log_is_refused_also_in_a_later_ingest(tmp_path):
-    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(101)))
-    take_twice(tmp_path / "in", tmp_path / "lake")
-    (tmp_path / "in/slurm-log.csv").unlink()
+def test_of_two_logs_in_one_source_the_second_is_refused(tmp_path):
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(103)))
     write(tmp_path, "in/scheduler-log.csv", lines(LOG_HEADER, log_row(101), log_row(102)))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
-    assert taken.refused() == [("scheduler-log.csv", "series_from_other_file", 2)]
-    assert taken.rows("jobs", "job_id", "attempt") == [(101, 0)]
+    assert taken.refused() == [("slurm-log.csv", "series_from_other_file", 1)]
+    assert taken.rows("jobs", "job_id", "attempt") == [(101, 0), (102, 0)]
 
 
 @pytest.mark.parametrize("name", ["slurm-log.csv", "scheduler-log.csv", "scheduler_data.csv"])

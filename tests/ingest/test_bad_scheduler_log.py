@@ -135,9 +135,13 @@ def test_a_row_with_an_absurd_time_is_quarantined(tmp_path):
 def test_numbers_that_no_column_could_hold_are_null_and_counted_or_quarantined_but_never_wrapped(tmp_path):
     bad = log_row(2, priority=10**30)
     taken = take_log(tmp_path, log_row(1, timelimit=2**62), bad, log_row(3, tres_alloc=f"1002={10**30}", tres_req=""))
-    assert taken.rows("jobs", "job_id", "time_limit_s", "gpus") == [(1, None, 2), (3, 3600, 0)]
+    assert taken.rows("jobs", "job_id", "time_limit_s", "gpus") == [(1, None, 2), (3, 3600, None)]
     assert taken.rejected() == [("slurm-log.csv", 3, "out_of_range", bad)]
-    assert taken.counted() == {("out_of_range", "timelimit"): 1, ("out_of_range", ""): 1}
+    assert taken.counted() == {
+        ("out_of_range", "timelimit"): 1,
+        ("out_of_range", ""): 1,
+        ("wrong_type", "tres_alloc"): 1,
+    }
 
 
 STATES: dict[object, tuple[str | None, int | None]] = {
@@ -176,16 +180,19 @@ GPUS: dict[tuple[str, str], tuple[int | None, str | None]] = {
     ("", '"1=40,1001=1"'): (1, "tesla"),
     ('"1=40,2=5"', '"1=40"'): (0, None),
     ("", ""): (None, None),
-    ('"1=40,21002=9"', ""): (0, None),
-    ("1002=two", ""): (0, None),
+    ('"1=40,21002=9"', ""): (None, None),
+    ("1002=two", ""): (None, None),
 }
 
 
 def test_gpus_are_those_that_were_allocated_else_requested(tmp_path):
     rows = [log_row(1000 + i, tres_alloc=alloc, tres_req=req) for i, (alloc, req) in enumerate(GPUS)]
-    assert take_log(tmp_path, *rows).rows("jobs", "job_id", "gpus", "gpu_type") == [
+    taken = take_log(tmp_path, *rows)
+    assert taken.rows("jobs", "job_id", "gpus", "gpu_type") == [
         (1000 + i, *found) for i, found in enumerate(GPUS.values())
     ]
+    assert taken.counted() == {("tres_unknown", "21002"): 1, ("wrong_type", "tres_alloc"): 1}
+    assert taken.report.partial
 
 
 def test_a_log_with_few_columns_is_taken_and_each_missing_one_is_counted(tmp_path):
@@ -218,7 +225,22 @@ def test_words_for_a_missing_value_are_null_in_every_text_column_of_the_log(tmp_
 
 def test_samples_outside_their_job_are_kept_and_counted(tmp_path):
     write(tmp_path, "in/gpu/0001/101-n1.csv", gpu_file(gpu_row(0), gpu_row(1), gpu_row(5000)))
-    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(101)))
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, log_row(101, tres_alloc="1002=1")))
     taken = take(tmp_path / "in", tmp_path / "lake")
     assert taken.counted() == {("outside_job", ""): 1, ("gap", ""): 1, ("clock_jump", ""): 1}
     assert len(taken.powers()) == 3
+
+
+def test_allocated_gpus_without_samples_are_counted_and_not_taken_for_covered(tmp_path):
+    for job in (101, 102, 103):
+        rows = [gpu_row(i, gpu=gpu) for gpu in range(job - 100) for i in range(11)]
+        write(tmp_path, f"in/gpu/0001/{job}-n1.csv", gpu_file(*rows))
+    run = {"time_start": START_S, "time_end": START_S + 10}
+    log = [log_row(job, tres_alloc='"1=40,1002=4"', **run) for job in (101, 104)]  # of 104 nothing was recorded
+    log += [log_row(102, tres_alloc='"1=40,1002=2"', **run), log_row(103, tres_alloc='"1=40,1002=1"', **run)]
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, *log))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert taken.rows("job_stats", "job_id", "gpus", "coverage") == [(101, 1, 0.25), (102, 2, 1.0), (103, 3, 1.0)]
+    unseen = taken.lake.scan("quality").filter(pl.col("reason") == "gpus_not_seen").select("job_id", "count")
+    assert unseen.collect().rows() == [(101, 3)]
+    assert not taken.report.partial

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from ingest import checksum, plan, scan
+from ingest import assembly, checksum, plan, rewrite, scan, tasks
+from ingest.head import read_head
+from ingest.pipeline import Progress, ingest
+from ingest.runner import SerialRunner
 from ingest.synthetic_hpca import make_hpca_archive
 from tests.gpu_files import HEADER
 from tests.small_sources import (
@@ -50,6 +55,20 @@ def extended_row(seconds: float, energy_mj: object = 5000, *, gpu: int = 0) -> s
 
 def extended_file(*rows: str) -> str:
     return lines(EXTENDED_HEADER, *rows)
+
+
+class Watched(SerialRunner):
+    """Runs tasks here, and remembers which."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, int]] = []
+
+    def map(self, task, specs):
+        """Run each."""
+        self.tasks.append((task.__name__, len(specs)))
+        return super().map(task, specs)
 
 
 # -- one file ----------------------------------------------------------------------------------------------------------
@@ -141,6 +160,46 @@ def test_a_line_longer_than_a_share_is_one_row(tmp_path, small_shares):
     write(tmp_path, f"in/{GPU_FILE}", gpu_file(*rows, header=header))
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
     assert taken.series() == [(float(i), 100.0) for i in range(40)]
+
+
+class Unlinking(SerialRunner):
+    """Takes a file away as soon as the first share of it was read."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def map(self, task, specs):
+        for spec in specs:
+            result = task(spec)
+            if task is tasks.scan and spec.files[0].stop is not None:
+                self._file.unlink(missing_ok=True)
+            yield result
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_large_file_of_which_a_share_cannot_be_opened_is_refused_whole(tmp_path, small_shares, is_known):
+    file = write(tmp_path, f"in/{GPU_FILE}", gpu_file(*[gpu_row(i, 100) for i in range(100)]))
+    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(gpu_row(0, 7)))
+    if is_known:
+        take(tmp_path / "in", tmp_path / "lake")
+        with file.open("a") as more:
+            more.write(lines(*[gpu_row(i, 100) for i in range(100, 200)]))
+    taken = take(tmp_path / "in", tmp_path / "lake", runner=Unlinking(file))
+    assert taken.report.partial
+    assert [(r.name, r.reason) for r in taken.report.records if r.status == "refused"] == [(GPU_FILE, "unreadable")]
+    assert taken.refused() == [(GPU_FILE, "unreadable", 0)]
+    assert taken.series() == [(float(i), 100.0) for i in range(100 if is_known else 0)]
+    assert taken.series(102) == [(0.0, 7.0)]
+
+
+def test_a_line_without_an_end_refuses_a_file_in_shares_as_it_does_a_whole_one(tmp_path, small_shares, monkeypatch):
+    monkeypatch.setattr("ingest.reading.MAX_LINE_BYTES", 900)
+    rows = [gpu_row(i, 100) for i in range(100)]
+    write(tmp_path, f"in/{GPU_FILE}", gpu_file(*rows, "x" * 5000, *rows))
+    write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(gpu_row(0, 7)))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert taken.refused() == [(GPU_FILE, "too_large", 0)]
+    assert taken.powers() == [(0.0, 7.0)]
 
 
 # -- two files ---------------------------------------------------------------------------------------------------------
@@ -305,6 +364,69 @@ def test_a_base_that_grew_without_its_twin_at_hand_loses_what_the_twin_had_compl
     again = take_twice(tmp_path / "in", tmp_path / "lake")
     assert energies(again) == [0.0, 1.0, 2.0, 3.0, 4.0, None, None, None]
     assert again.counted() == {}
+
+
+def test_parts_are_written_anew_by_tasks_of_the_runner_and_shown_as_progress(tmp_path, small_pieces, monkeypatch):
+    monkeypatch.setattr(plan, "LEAST_TASK_BYTES", 1000)
+    for job in (101, 102, 103, 104):
+        write(tmp_path, f"in/gpu/0001/{job}-n1.csv", gpu_file(*[gpu_row(i, 100) for i in range(30)]))
+        write(tmp_path, f"in/gpu_extended/0001/{job}-n1.csv", extended_file(*[extended_row(i) for i in range(30)]))
+    runner, seen = Watched(), list[Progress]()
+    ingest(str(tmp_path / "in"), tmp_path / "lake", runner=runner, progress=seen.append)
+    rewrites = [n for name, n in runner.tasks if name == "rewrite"]
+    assert rewrites
+    assert rewrites[0] >= 4
+    joined = [progress.bytes_done for progress in seen if progress.phase == "joining"]
+    assert joined == sorted(set(joined))
+    assert len(joined) == rewrites[0] + 1  # before the first, and after each
+    runner.tasks.clear()
+    ingest(str(tmp_path / "in"), tmp_path / "lake", runner=runner)
+    assert not any(name == "rewrite" for name, _ in runner.tasks)
+
+
+def test_a_long_series_is_joined_a_few_rows_at_a_time(tmp_path, small_shares, monkeypatch):
+    """Its row groups, and so what is in memory at once, are no longer than a batch; the rows are the same."""
+    monkeypatch.setattr(rewrite, "BATCH_ROWS", 40)
+    monkeypatch.setattr("ingest.parts.FRAME_ROWS", 10)
+    monkeypatch.setattr("ingest.timemerge.FRAME_ROWS", 10)
+    stored: list[int] = []
+    store = rewrite.Staging.store
+
+    def watched(self, table, frame, *arguments, **named):
+        stored.append(frame.height)
+        store(self, table, frame, *arguments, **named)
+
+    both(tmp_path, range(400), range(380))
+    write(tmp_path, f"in/{OTHER_FILE}", gpu_file(*[gpu_row(i, 100 + i) for i in range(390, 500)]))
+    monkeypatch.setattr(rewrite.Staging, "store", watched)
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert max(stored) < 100
+    assert taken.series() == [(float(i), 100.0 + i) for i in range(500)]
+    assert energies(taken) == [float(i) for i in range(380)] + [None] * 120
+    assert taken.rows("job_stats", "samples", "energy_j") == [(500, pytest.approx(sum(100.5 + i for i in range(499))))]
+    assert sum(n for (n,) in taken.rows("gpu_minutes", "n")) == 500
+    assert len(taken.rejected()) == 10
+
+
+def test_minutes_come_in_parts_of_a_bounded_size_and_each_minute_once(tmp_path, small_shares, monkeypatch):
+    monkeypatch.setattr(assembly, "MINUTES_ROWS", 10)
+    rows = [f"{gpu_row(i * 7, 100 + i % 50)},{101 + i % 3},n1" for i in range(600)]
+    write(tmp_path, "in/nvidia_smi.csv", lines(f"{HEADER},id_job,node", *rows))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    parts = [part for part in read_head(tmp_path / "lake").parts if part.table == "gpu_minutes"]
+    assert len(parts) > 5
+    assert max(part.rows for part in parts) < 40
+    monkeypatch.undo()
+    whole = take(tmp_path / "in", tmp_path / "whole")
+    columns = ["job_id", "minute", "n", "power_mean_w", "power_min_w", "power_max_w", "gpu_util_mean_pct"]
+    found, expected = taken.rows("gpu_minutes", *columns), whole.rows("gpu_minutes", *columns)
+    assert [row[:3] for row in found] == [row[:3] for row in expected]
+    assert [row[3:] for row in found] == [pytest.approx(row[3:], rel=1e-5) for row in expected]
+    for part in parts:
+        minutes = pq.read_table(tmp_path / "lake" / part.file, partitioning=None)
+        assert pl.DataFrame(minutes).select("job_id", "minute").rows() == sorted(
+            pl.DataFrame(minutes).select("job_id", "minute").rows()
+        )
 
 
 def test_large_twins_are_joined_across_their_pieces(tmp_path, small_shares):

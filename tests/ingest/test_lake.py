@@ -258,11 +258,37 @@ def test_check_finds_what_is_wrong_with_a_part_and_names_it(spoil, own):
     assert all(path.name in problem for problem in problems)
 
 
-def test_check_finds_a_file_that_is_not_the_lake_s(own):
-    shutil.copy(part(own, "jobs"), own / "jobs" / "cluster=one" / "stray.parquet")
+@pytest.mark.parametrize(
+    ("name", "helps"),
+    [("stray.parquet", "move it elsewhere"), ("part-000009-00000.parquet", "the next ingest removes it")],
+)
+def test_check_finds_a_file_that_is_not_the_lake_s(name, helps, own):
+    shutil.copy(part(own, "jobs"), own / "jobs" / "cluster=one" / name)
     assert Lake(own).check().problems == (
-        "jobs/cluster=one/stray.parquet: not part of the lake; the next ingest removes it",
+        f"jobs/cluster=one/{name}: not part of the lake, but other readers take it for one; {helps}",
     )
+
+
+@pytest.mark.parametrize("spoil", [spoil_truncate, spoil_remove, spoil_row_count, spoil_column])
+def test_a_quick_check_finds_what_footers_tell_and_names_it(spoil, own):
+    path = part(own, "gpu_samples")
+    says = spoil(own, path)
+    problems = Lake(own).check(values=False).problems
+    assert any(p.startswith(f"gpu_samples/cluster=one/{path.name}: {says}") for p in problems), problems
+
+
+def test_a_quick_check_reads_no_values(own, lake):
+    spoil_a_page(own, part(own, "gpu_samples"))
+    report = Lake(own).check(values=False)
+    assert report == lake.check()
+
+
+def test_a_check_tells_how_far_it_is_to_the_last_byte(lake):
+    told: list[tuple[int, int]] = []
+    lake.check(progress=lambda done, total: told.append((done, total)))
+    total = sum(table.bytes for table in lake.info().tables)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert (len(told), told[-1]) == (lake.check().files, (total, total))
 
 
 @pytest.mark.parametrize("which", ["inputs", "pieces"])
@@ -345,16 +371,25 @@ def test_a_lake_between_commit_and_moves_is_read_as_committed(own, truth, tmp_pa
     archive = Path(shutil.copytree(truth.root, tmp_path / "archive"))
     write_gpu_file(archive, 77, samples=30)
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.commit.finish_moves", lambda *_: read_head(own))
+        patch.setattr("ingest.assembly.finish_moves", lambda *_: read_head(own))
         patch.setattr("ingest.head._leave", lambda *_: None)
         ingest(str(archive), own, cluster="one", runner=SerialRunner())
     assert read_head(own).moves
     opened = Lake(own)
     assert opened.read_series(77).height == 30
-    assert opened.check().problems == ()
+    (problem,) = opened.check().problems
+    moves = len(read_head(own).moves)
+    removes = sum(not name.startswith("_manifest/") for name in read_head(own).removes)
+    assert problem.startswith(
+        f"generation 3 is committed, but {moves} files are still to be put in their places and {removes} old ones"
+    )
+    assert problem.endswith(
+        "readers other than jobwatt find the wrong files; the next ingest, of anything, finishes it"
+    )
     before = opened.scan("job_stats").collect()
     with writing(own) as head:
         assert not head.moves
+    assert opened.check().problems == ()
     assert_frame_equal(opened.scan("job_stats").collect(), before)
     assert opened.read_series(77).height == 30
     assert opened.read_series(truth.jobs[0].job_id).height == truth.jobs[0].gpu_rows

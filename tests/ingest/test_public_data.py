@@ -158,6 +158,36 @@ def test_a_file_that_was_damaged_here_is_fetched_again(served, tmp_path):
     assert report.fetched_bytes == 5120
 
 
+def test_without_a_checksum_in_the_catalogue_later_fetches_must_bring_what_the_first_one_did(served, tmp_path):
+    here = tmp_path / "here"
+    with http_server(served) as server:
+        what = dataset(server.url, "a.csv")
+        fetch(what, here)
+        (served / "a.csv").write_bytes(CONTENT[::-1])
+        (here / "a.csv").unlink()
+        with pytest.raises(SourceError, match=rf"but {DIGEST} was recorded when it was first fetched; it was not kept"):
+            fetch(what, here)
+        assert [path.name for path in here.iterdir()] == ["SHA256SUMS"]
+        assert read_sums(here) == {"a.csv": DIGEST}
+        assert fetch(what, tmp_path / "elsewhere").files[0].sha256 == hashlib.sha256(CONTENT[::-1]).hexdigest()
+
+
+def test_the_catalogue_is_believed_before_what_an_earlier_fetch_recorded(served, tmp_path):
+    with http_server(served) as server:
+        fetch(dataset(server.url, "a.csv"), tmp_path / "here")
+        (served / "a.csv").write_bytes(CONTENT[::-1])
+        digest = hashlib.sha256(CONTENT[::-1]).hexdigest()
+        fetch(dataset(server.url, "a.csv", sha256=(digest,)), tmp_path / "here")
+    assert read_sums(tmp_path / "here") == {"a.csv": digest}
+    assert [path.name for path in sorted((tmp_path / "here").iterdir())] == ["SHA256SUMS", "a.csv"]
+
+
+def test_a_set_says_by_what_its_files_are_checked():
+    assert dataset("https://x/y", "a.csv").checksum == "recorded at first fetch"
+    assert dataset("https://x/y", "a.csv", sha256=(DIGEST,)).checksum == "catalogue"
+    assert dataset("git+https://x/y@abc").checksum == "commit"
+
+
 def test_a_bucket_is_listed_and_only_what_matches_is_fetched(tmp_path):
     bucket = tmp_path / "served" / "bucket"
     for path in ("set/slurm-log.csv", "set/gpu/0000/1.csv", "set/gpu/0000/2.csv", "set/gpu/0001/3.csv", "other/x.csv"):

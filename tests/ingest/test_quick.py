@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from polars.testing import assert_frame_equal
 
 from ingest.sources import delimited, quick, supercloud_columns
 from ingest.sources.delimited import Header
+from ingest.sources.file_kind import FileKind
 
 KIND = supercloud_columns.KINDS["gpu"]
 INTERLEAVED = supercloud_columns.KINDS["nvidia_smi"]
@@ -24,11 +26,11 @@ CLEAN = "1629595473.482184,0,97,41,12345,20165,61,58,214.37,16\n"
 pytestmark = pytest.mark.skipif(not quick.is_available(), reason="the quick parser was not built (no C compiler)")
 
 
-def header(names: list[str], kind: supercloud_columns.FileKind = KIND) -> Header:
+def header(names: list[str], kind: FileKind = KIND) -> Header:
     return delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
 
 
-def careful(body: bytes, kind: supercloud_columns.FileKind = KIND, names: list[str] | None = None) -> delimited.Parsed:
+def careful(body: bytes, kind: FileKind = KIND, names: list[str] | None = None) -> delimited.Parsed:
     return delimited.parse_careful(
         body, header(names or NAMES, kind), kind.types, first_line=2, required=kind.required, exact=kind.exact
     )
@@ -173,3 +175,41 @@ def test_without_a_compiler_the_build_goes_on(tmp_path: Path) -> None:
     if compiler:
         assert build(PATH=str(Path(compiler).parent), CC=compiler) == "True"
         assert (tmp_path / "_quick.so").exists()
+
+
+IN_A_LOCALE = """
+import locale, sys
+from pathlib import Path
+from ingest.sources import delimited, quick, supercloud
+
+locale.setlocale(locale.LC_ALL, sys.argv[1])
+assert locale.localeconv()["decimal_point"] == ","
+kind = supercloud.KINDS["gpu"]
+names, body = sys.argv[2].split(","), sys.argv[3].encode()
+header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
+frame, _ = quick.parse([body], header, kind.types)
+print(frame["time"].to_physical()[0], frame["power_w"][0])
+"""
+
+
+@pytest.mark.system
+def test_numbers_are_read_the_same_where_the_locale_writes_a_decimal_comma(tmp_path: Path) -> None:
+    localedef = shutil.which("localedef")
+    if localedef is None or not Path("/usr/share/i18n/locales/de_DE").exists():
+        pytest.skip("no locale can be made here")
+    subprocess.run([localedef, "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], check=True, timeout=60)
+    line = CLEAN.replace("473.482184,", "473.4821843,")  # seven decimals
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_LOCALE, "de_DE.UTF-8", ",".join(NAMES), line],
+        env={**os.environ, "LOCPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1629595473482184 214.3699951171875\n"
+
+
+def test_the_compiled_parser_calls_nothing_that_follows_the_locale() -> None:
+    names = set(quick.LIBRARY.read_bytes().split(b"\0"))
+    assert b"strtod_l" in names
+    assert not names & {b"strtod", b"strtof", b"strtold", b"atof", b"sscanf", b"__isoc99_sscanf"}

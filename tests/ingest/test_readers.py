@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 from polars.testing import assert_frame_equal
 
+from ingest.cluster_name import check_cluster_name
 from ingest.lake import Lake
 from ingest.pipeline import ingest
 from ingest.runner import SerialRunner
@@ -89,3 +90,27 @@ def test_every_reader_finds_equal_values_of_equal_types(reader, table, root, lak
     assert set(found.columns) == set(expected.columns)
     found = found.select(expected.columns).with_columns(pl.col("cluster").cast(pl.String))  # pandas: a category
     assert_frame_equal(in_order(found), expected, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["a007", "None", "null", "no", "e5", "p100-hall", "mayflower", "v1.2", "now", "T", "d-7"]
+)
+def test_a_cluster_name_that_is_allowed_is_the_same_text_to_every_reader(name, tmp_path):
+    folder = tmp_path / "lake" / f"cluster={check_cluster_name(name)}"
+    folder.mkdir(parents=True)
+    pl.DataFrame({"a": [1]}).write_parquet(folder / "part.parquet")
+    for reader, read in READERS.items():
+        assert read(tmp_path / "lake")["cluster"].cast(pl.String).to_list() == [name], reader
+
+
+NUMBERS = ["007", "1e5", "nan", "inf", "Infinity"]
+OTHERS = ["true", "False", "2021-05-01", "NaT", "epoch", "May-2021", "T10", "P1D"]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *OTHERS, "", "a b", "a/b", "..", "_a", "a\n", "ä", "a" * 101])
+def test_a_cluster_name_that_readers_could_take_for_something_else_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=r"^cluster is "):
+        check_cluster_name(name)
+    with pytest.raises(ValueError, match=r"^cluster is "):
+        ingest(str(tmp_path), tmp_path / "lake", cluster=name)
+    assert not (tmp_path / "lake").exists()

@@ -10,6 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import checksum, plan, scan
+from ingest.head import TABLE_FOLDERS
+from ingest.pipeline import ingest
+from ingest.runner import SerialRunner
+from ingest.schemas import TABLES
 from ingest.synthetic_files import pack
 from tests.gpu_files import HEADER
 from tests.small_sources import (
@@ -216,6 +220,55 @@ def test_a_changed_mapping_of_gpu_types_is_applied_to_a_log_that_did_not_change(
     assert (record.rows_in, record.rows_merged, record.rows_quarantined) == (2, 1, 1)
 
 
+H200_LOG = [log_row(1000 + i, tres_alloc='"1=40,1003=2"', tres_req="") for i in range(3)]
+
+
+def test_the_mapping_of_gpu_types_is_remembered_for_a_log_that_comes_again_without_it(tmp_path):
+    write(tmp_path, "one/gpu/0000/1000-n1.csv", gpu_file(gpu_row(0), gpu_row(1)))
+    write(tmp_path, "one/slurm-log.csv", lines(LOG_HEADER, *H200_LOG[:2]))
+    write(tmp_path, "one/tres-mapping.txt", "1,cpu\n1003,gres/gpu:h200\n")
+    take_twice(tmp_path / "one", tmp_path / "lake")
+    write(tmp_path, "two/slurm-log.csv", lines(LOG_HEADER, *H200_LOG))
+    taken = take_twice(tmp_path / "two", tmp_path / "lake")
+    assert taken.rows("jobs", "job_id", "gpus", "gpu_type") == [(1000 + i, 2, "h200") for i in range(3)]
+    assert taken.rows("devices", "gpu_type", "tdp_w") == [("h200", 700.0)]
+    assert ("tres_unknown", "1003") not in taken.counted()
+
+
+def test_a_mapping_of_one_cluster_tells_nothing_of_another(tmp_path):
+    write(tmp_path, "one/slurm-log.csv", lines(LOG_HEADER, *H200_LOG))
+    write(tmp_path, "one/tres-mapping.txt", "1003,gpu:h200\n")
+    take(tmp_path / "one", tmp_path / "lake", cluster="a")
+    (tmp_path / "one/tres-mapping.txt").unlink()
+    taken = take(tmp_path / "one", tmp_path / "lake", cluster="b")
+    assert taken.lake.scan("jobs", "a").collect()["gpus"].to_list() == [2, 2, 2]
+    assert taken.lake.scan("jobs", "b").collect()["gpus"].to_list() == [None, None, None]
+
+
+def test_gpus_that_no_mapping_names_are_null_with_a_reason_until_a_mapping_comes(tmp_path):
+    write(tmp_path, "log/slurm-log.csv", lines(LOG_HEADER, *H200_LOG))
+    taken = take_twice(tmp_path / "log", tmp_path / "lake")
+    assert taken.rows("jobs", "gpus", "gpu_type") == [(None, None)] * 3
+    assert taken.counted() == {("tres_unknown", "1003"): 3}
+    assert taken.report.partial
+    write(tmp_path, "mapping/tres-mapping.txt", "1003,gpu:h200\n")
+    take(tmp_path / "mapping", tmp_path / "lake")
+    taken = take_twice(tmp_path / "log", tmp_path / "lake")  # the same log, which was read without these names
+    assert taken.rows("jobs", "gpus", "gpu_type") == [(2, "h200")] * 3
+    assert taken.counted() == {}
+
+
+def test_a_log_that_shrank_is_refused_even_where_its_mapping_changed(tmp_path):
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, *H200_LOG))
+    write(tmp_path, "in/tres-mapping.txt", "1003,gpu:h200\n")
+    take(tmp_path / "in", tmp_path / "lake")
+    write(tmp_path, "in/slurm-log.csv", lines(LOG_HEADER, *H200_LOG[:1]))
+    write(tmp_path, "in/tres-mapping.txt", "1003,gpu:h200-nvl\n")
+    taken = take(tmp_path / "in", tmp_path / "lake")
+    assert taken.refused() == [("slurm-log.csv", "keys_lost", 0)]  # its rows stay
+    assert taken.rows("jobs", "gpu_type") == [("h200",)] * 3
+
+
 def test_every_kind_of_file_is_replaced_when_it_grows_and_only_it(tmp_path, reading):
     cpu = [f"batch,n1,Task_0,{i},{START_S + i},20,1.5,15,1000,3000,0,0.5,0.25" for i in range(30)]
     node = [f"{i},n{i % 2},{START_S + i},alice:3|,0.002,1.5,371,12" for i in range(40)]
@@ -329,3 +382,25 @@ def test_after_any_history_of_growth_the_lake_is_as_if_all_had_come_at_once(tmp_
         assert grown.rows(table, *columns) == fresh.rows(table, *columns), table
     counts = ("name", "rows_in", "rows_out", "rows_quarantined", "rows_merged", "checksum")
     assert grown.lake.inputs().select(counts).sort("name").equals(fresh.lake.inputs().select(counts).sort("name"))
+
+
+# -- what is not the lake's --------------------------------------------------------------------------------------------
+
+
+def test_files_of_others_below_the_root_are_left_alone_and_a_part_that_no_state_lists_is_removed(tmp_path):
+    put(tmp_path, range(5))
+    write(tmp_path, "lake/features/cluster=c/mine.parquet", "mine")
+    take(tmp_path / "in", tmp_path / "lake")
+    names = ("features/cluster=c/part-000001-00000.parquet", "gpu_samples/cluster=c/mine.parquet")
+    for name in names:
+        write(tmp_path, f"lake/{name}", "mine")
+    write(tmp_path, "lake/gpu_samples/cluster=c/part-000001-00000.parquet", "left by a run that was killed")
+    put(tmp_path, range(9))
+    ingest(str(tmp_path / "in"), tmp_path / "lake", runner=SerialRunner())
+    assert [(tmp_path / "lake" / name).read_text() for name in names] == ["mine"] * 2
+    assert (tmp_path / "lake/features/cluster=c/mine.parquet").read_text() == "mine"
+    assert not (tmp_path / "lake/gpu_samples/cluster=c/part-000001-00000.parquet").exists()
+
+
+def test_the_lake_s_folders_are_those_of_its_tables():
+    assert set(TABLES) == TABLE_FOLDERS

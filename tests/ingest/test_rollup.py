@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -13,17 +12,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from ingest.quality import MAX_GAP_S
-from ingest.rollup import (
-    energy_j,
-    join_minutes,
-    join_pieces,
-    minutes_frame,
-    pieces_frame,
-    series_starts,
-    summarise,
-    summarise_jobs,
-)
+from ingest.rollup import join_minutes, join_pieces, seam_minutes, summarise_jobs
 from ingest.schemas import GPU_SAMPLES, JOBS
+from ingest.summaries import minutes_frame, pieces_frame, series_starts, summarise
 from tests import naive
 
 START = datetime(2021, 3, 1, 12, 0, 30, tzinfo=UTC)
@@ -89,15 +80,22 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any], rel: float) ->
     assert {name: found[name] for name in present} == pytest.approx(present, rel=rel, abs=1e-6)
 
 
+def energy_j(time_us: list[int], power_w: list[float]) -> float:
+    rows = [
+        {"job_id": 1, "node": "n", "gpu_index": 0, "time": START + timedelta(microseconds=us), "power_w": power}
+        for us, power in zip(time_us, power_w, strict=True)
+    ]
+    return float(pieces_of(samples(rows))["energy_j"][0])
+
+
 def test_energy_is_the_area_under_the_power_by_hand() -> None:
-    time_us = np.array([0, 1_000_000, 3_000_000, 60_000_000])
-    assert energy_j(time_us, np.array([100.0, 200.0, 200.0, 500.0])) == 150.0 + 400.0
+    assert energy_j([0, 1_000_000, 3_000_000, 60_000_000], [100.0, 200.0, 200.0, 500.0]) == 150.0 + 400.0
 
 
 def test_a_gap_adds_no_energy_and_its_very_edge_does() -> None:
     edge_us = int(MAX_GAP_S * 1e6)
-    assert energy_j(np.array([0, edge_us]), np.array([50.0, 50.0])) == 50.0 * MAX_GAP_S
-    assert energy_j(np.array([0, edge_us + 1]), np.array([50.0, 50.0])) == 0.0
+    assert energy_j([0, edge_us], [50.0, 50.0]) == 50.0 * MAX_GAP_S
+    assert energy_j([0, edge_us + 1], [50.0, 50.0]) == 0.0
 
 
 @settings(max_examples=50)
@@ -201,7 +199,39 @@ def test_coverage_is_of_the_schedulers_run_time_where_it_is_known() -> None:
     assert summarise_jobs(series, JOBS.empty())["coverage"][0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("allocated", "coverage"), [(4, 0.25), (1, 1.0), (0, 1.0), (None, 1.0)])
+def test_coverage_is_of_the_allocated_gpus_where_they_are_more_than_were_seen(
+    allocated: int | None, coverage: float
+) -> None:
+    series = join_pieces(pieces_of(one_gpu([100.0] * 11, [None] * 11)))
+    run = {"job_id": 1, "attempt": 0, "start_time": START, "end_time": START + timedelta(seconds=10), "gpus": allocated}
+    stats = summarise_jobs(series, JOBS.conform(pl.DataFrame([run])))
+    assert (stats["coverage"][0], stats["gpus"][0]) == (pytest.approx(coverage), 1)
+
+
 def test_a_series_without_any_power_has_no_energy_rather_than_none_used() -> None:
     frame = one_gpu([10.0, 10.0], [None, None]).with_columns(power_w=pl.lit(None, pl.Float32))
     stats = summarise_jobs(join_pieces(pieces_of(frame)), JOBS.empty())
     assert stats.select("energy_j", "power_mean_w", "power_max_w").row(0) == (None, None, None)
+
+
+def test_a_minute_in_which_one_task_ends_and_another_begins_is_a_seam_and_no_other_is() -> None:
+    """Three tasks share one series, a fourth has another one; only what two tasks have a part of is a seam."""
+    spans = [("a", "n", 0, 50), ("a", "n", 51, 130), ("b", "n", 131, 170), ("c", "n", 240, 300), ("c", "m", 131, 170)]
+    pieces = pl.DataFrame(
+        [
+            {
+                "table": "gpu_samples",
+                "part": f"part-{task}",
+                "extended": False,
+                "job_id": 1,
+                "node": node,
+                "gpu_index": 0,
+                "first_time": START + timedelta(seconds=first),
+                "last_time": START + timedelta(seconds=last),
+            }
+            for task, node, first, last in spans
+        ]
+    )
+    seams = seam_minutes(pieces, {f"part-{task}": task for task in "abc"})
+    assert seams.select("node", "minute").rows() == [("n", (START + timedelta(seconds=131)).replace(second=0))]

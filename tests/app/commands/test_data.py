@@ -30,6 +30,11 @@ def test_the_list_names_the_supercloud_release_with_its_licence_and_size(capfd):
     challenge = sets["mit-supercloud-datacenter-challenge"]
     assert challenge["licence"] == "CC BY-NC-ND 4.0"
     assert challenge["size_gb"] == 2400
+    known = {each.name for each in read_catalogue() if each.sha256}
+    for name, each in sets.items():
+        assert (each["checksum"] == "catalogue") == (name in known)
+        assert (each["checksum"] == "commit") == each["url"].startswith("git+")
+    assert challenge["checksum"] == "recorded at first fetch"
     assert challenge["url"].startswith("s3://mit-supercloud-dataset/datacenter-challenge/202201")
 
 

@@ -67,6 +67,14 @@ def test_info_shows_rows_and_bytes_of_each_table(archive, capfd):
     assert tables["gpu_samples"]["bytes"] == on_disk
 
 
+def test_a_check_shows_how_far_it_is_where_that_is_asked_for(archive, capfd):
+    ingest(capfd, str(archive))
+    assert run(["lake", "check", "--lake", "lake", "--progress"]) == 0
+    assert "check: 100%" in capfd.readouterr().err
+    assert run(["lake", "check", "--lake", "lake", "--no-progress"]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_a_sound_lake_checks_with_code_0_and_a_damaged_one_with_code_1_and_the_file(archive, capfd):
     ingest(capfd, str(archive))
     assert run(["lake", "check", "--lake", "lake"]) == 0
@@ -86,13 +94,17 @@ def test_a_progress_bar_is_shown_on_standard_error_where_it_is_asked_for(archive
     assert code == 0
     assert json.loads(out)["rows_in"] == 50
     assert "100%" in err
+    told = [err.find(f"ingest, {phase}") for phase in ("planning", "reading", "committing")]
+    assert told == sorted(told)
+    assert told[0] >= 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["nowhere"], 1, "nowhere: no such file or folder"),
-        (["archive", "--cluster", "a/b"], 2, "'a/b'; give letters"),
+        (["archive", "--cluster", "a/b"], 2, "'a/b'; give a letter"),
+        (["archive", "--cluster", "007"], 2, "'007'; give a letter"),
         (["archive", "--workers", "0"], 2, "'--workers'"),
         (["archive", "--max-member-gib", "0"], 2, "'--max-member-gib'"),
         (["archive", "--scheduler", "tcp://x:1", "--slurm"], 2, "exclude each other"),

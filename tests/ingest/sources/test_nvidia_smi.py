@@ -260,6 +260,28 @@ def test_the_node_comes_from_the_file_name_or_an_option_and_else_the_file_is_ref
     assert [row["node"] for row in samples(take(source, tmp_path / "lake2", smi=SmiOptions(node="n7")))] == ["n7"]
 
 
+def test_files_of_one_name_stand_beside_each_other_where_an_option_tells_their_nodes(tmp_path):
+    row = "2026/11/24 22:42:00, 0, 5 W"
+    source = write(tmp_path, "nvidia-smi.csv", lines(SHORT, row))
+    take(source, tmp_path / "lake", smi=SmiOptions(node="n1"))
+    write(tmp_path, "nvidia-smi.csv", lines(SHORT, row, row.replace("00,", "01,")))
+    taken = take_twice(source, tmp_path / "lake", smi=SmiOptions(node="n2"))
+    assert [row["node"] for row in samples(taken)] == ["n1", "n2", "n2"]
+
+
+def test_remarks_of_dmon_in_a_file_of_several_pieces_are_no_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.scan.CHUNK_BYTES", 500)
+    monkeypatch.setattr("ingest.scan.PIECE_BYTES", 300)
+    monkeypatch.setattr("ingest.reading.PIECE_BYTES", 300)
+    names, units = DMON.splitlines()[:2]
+    rows = [
+        f" 20261124   22:42:{i:02d}      0    123     40      -     55     12   3201   1980   2048" for i in range(60)
+    ]
+    text = lines(*(line for row in rows for line in (names, units, "", row)), "# cut sho").rstrip("\n")
+    taken = take_twice(write(tmp_path, "dmon-n1.log", text), tmp_path / "lake")
+    assert (taken.report.rows_in, taken.report.rows_out) == (60, 60)
+
+
 def test_files_of_several_nodes_and_kinds_in_one_folder_stay_apart(tmp_path):
     write(tmp_path, "in/nvidia-smi-r1.n2.csv", lines(SHORT, "2026/11/24 22:42:00, 0, 5 W"))
     write(tmp_path, "in/dmon-n3.log", DMON)

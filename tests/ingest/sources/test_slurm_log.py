@@ -9,12 +9,14 @@ import pytest
 
 from ingest.sources import slurm_log
 
+TRES_NAMES = {1: "cpu", 1001: "gpu:tesla", 1002: "gpu:volta", 1003: "gpu:h200", 1004: "gpu", 1005: "license/matlab"}
+
 
 def finish(**columns: list[object]) -> pl.DataFrame:
     n = len(next(iter(columns.values())))
     schema = {name: slurm_log.TYPES[name] for name in columns}
     frame = pl.DataFrame({"job_id": list(range(n)), **columns}, schema={"job_id": pl.Int64(), **schema}, strict=False)
-    return slurm_log.finish(frame, {1003: "gpu:h200"})[0]
+    return slurm_log.finish(frame, TRES_NAMES)[0]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,24 @@ def test_times_of_zero_and_no_value_are_never() -> None:
     assert done["start_time"].to_list() == [datetime(2021, 1, 30, 9, 46, 40, tzinfo=UTC), None, None, None]
 
 
+@pytest.mark.parametrize(
+    ("submit", "eligible", "start", "end", "told"),
+    [
+        (0.0, 0.0, 12.0, 90.0, (0, 0, 12, 90)),  # the first job of a log that counts from its own beginning
+        (0.0, 0.0, 0.0, 90.0, (0, 0, None, 90)),  # it may never have started
+        (0.0, 4_294_967_294.0, 0.0, 0.0, (0, None, None, None)),
+        (30.0, 0.0, 0.0, 0.0, (30, None, None, None)),  # held: not eligible before it was submitted
+        (0.0, 0.0, 1.6e9, 1.6e9 + 5, (None, None, 1_600_000_000, 1_600_000_005)),  # no job is submitted in 1970
+    ],
+)
+def test_zero_is_a_time_only_for_the_first_submission_of_a_log_that_counts_from_it(
+    submit: float, eligible: float, start: float, end: float, told: tuple[int | None, ...]
+) -> None:
+    row = finish(submit_epoch_s=[submit], eligible_epoch_s=[eligible], start_epoch_s=[start], end_epoch_s=[end])
+    columns = ("submit_time", "eligible_time", "start_time", "end_time")
+    assert row.select(pl.col(columns).dt.epoch("s")).row(0) == told
+
+
 def test_an_unlimited_job_has_no_time_limit() -> None:
     assert finish(time_limit_min=[60, 4_294_967_295, 4_294_967_294])["time_limit_s"].to_list() == [3600, None, None]
 
@@ -72,7 +92,13 @@ def test_an_unlimited_job_has_no_time_limit() -> None:
         (None, "1=4,1001=3", 3, "tesla"),
         ("1=4,1003=8", None, 8, "h200"),
         ("1=4,2=3", None, 0, None),
-        ("1=1,11002=5", None, 0, None),  # 11002 is not 1002
+        ("1=4,1000=3,1005=1", None, 0, None),  # a licence is no GPU
+        ("1=1,11002=5", None, None, None),  # 11002 is not 1002, and nobody says what it is
+        ("1=1,1002=2,1009=5", None, None, None),  # 1009 may be a GPU too
+        ("1=4,1004=2", None, 2, None),  # GPUs of no type
+        ("1=4,1004=2,1002=2", None, 2, "volta"),  # the same two, with their type
+        ("1=4,1004=3,1002=2", None, 3, "volta"),  # and one more of a type that the site does not count
+        ("1=4,1002=two", None, None, None),
         (None, None, None, None),
     ],
 )
@@ -81,6 +107,16 @@ def test_gpus_are_what_was_allocated_else_what_was_asked_for(
 ) -> None:
     row = finish(tres_alloc=[alloc], tres_req=[req]).row(0, named=True)
     assert (row["gpus"], row["gpu_type"]) == (gpus, kind)
+
+
+def test_the_releases_own_numbers_hold_only_where_there_is_no_mapping() -> None:
+    frame = pl.DataFrame({"job_id": [1, 2], "tres_alloc": ["1=4,1002=2", "1=4,1003=2"]})
+    without, counts = slurm_log.finish(frame, {})
+    assert without.select("gpus", "gpu_type").rows() == [(2, "volta"), (None, None)]
+    assert counts == {(None, "tres_unknown", "1003"): 1}
+    with_one, counts = slurm_log.finish(frame, {1003: "gpu:h200"})
+    assert with_one.select("gpus", "gpu_type").rows() == [(None, None), (2, "h200")]
+    assert counts == {(None, "tres_unknown", "1002"): 1}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,225 @@
+"""Run labelled workloads on the GPUs of this machine and record them with jobwatt's own collectors.
+
+    python data/record/record.py OUT --batch first --seconds 76 --rounds 0:7
+
+leaves in OUT a spool (what the collectors wrote) and ``jobs.jsonl`` (what ran, when, and what it got done);
+``pack.py`` makes an archive of one or several such folders. No clock, limit or mode of a GPU is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import plan
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = Path(__file__).with_name("child.py")
+WARM_UP_S = 14.0
+"""A child is started so long before its turn."""
+
+GRACE_S = 10.0
+"""A job that runs on for so long after its time is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as it ran: ``gpus`` are indices, times are epoch seconds, ``steps`` is its figure of merit."""
+
+    job_id: int
+    workload: str
+    gpus: tuple[int, ...]
+    params: dict[str, Any]
+    submitted: float
+    started: float
+    ended: float
+    exit_code: int
+    steps: int | None
+    peak_memory_gib: float | None
+    error: str
+
+
+class Job:
+    """One job of a round: its processes wait with everything imported until `start`."""
+
+    def __init__(self, name: str, gpus: tuple[int, ...], params: dict[str, Any], job_id: int, log: IO[str]) -> None:
+        self.name, self.gpus, self.params, self.job_id = name, gpus, params, job_id
+        self._submitted = time.time()
+        self._children = [self._spawn(gpu, log) for gpu in gpus]
+        self._port = _free_port()
+
+    def _spawn(self, gpu: int, log: IO[str]) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": str(gpu),
+            "SLURM_JOB_ID": str(self.job_id),  # by which the collectors know whose process this is
+            "PYTHONWARNINGS": "ignore",
+        }
+        return subprocess.Popen(
+            [sys.executable, str(CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
+
+    def run(self, seconds: float) -> JobRecord:
+        """Run it and return what became of it."""
+        for child in self._children:
+            _pipe(child.stdout).readline()
+        started = time.time()
+        for rank, child in enumerate(self._children):
+            orders = {"name": self.name, "params": self.params, "seconds": seconds, "rank": rank}
+            orders |= {"world": len(self._children), "port": self._port}
+            _pipe(child.stdin).write(json.dumps(orders) + "\n")
+            _pipe(child.stdin).flush()
+        answers, codes = [], []
+        for child in self._children:
+            codes.append(_wait(child, started + seconds + GRACE_S - time.time()))
+            answers.append(_pipe(child.stdout).read().strip().rpartition("\n")[2])
+        answer = json.loads(answers[0]) if answers[0].startswith("{") else {"error": f"no answer, exit {codes}"}
+        return JobRecord(
+            self.job_id,
+            self.name,
+            self.gpus,
+            self.params | ({"batch": answer["batch"]} if "batch" in answer else {}),
+            self._submitted,
+            started,
+            time.time(),
+            max(codes, key=abs),
+            answer.get("steps"),
+            answer.get("peak_memory_gib"),
+            str(answer.get("error", "")),
+        )
+
+    def dismiss(self) -> None:
+        """Let the processes go without having run."""
+        for child in self._children:
+            _pipe(child.stdin).close()
+            _wait(child, GRACE_S)
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    if pipe is None:
+        raise TypeError("the child was started without pipes")
+    return pipe
+
+
+def _wait(child: subprocess.Popen[str], seconds: float) -> int:
+    try:
+        return child.wait(max(seconds, 0.1))
+    except subprocess.TimeoutExpired:
+        for process in psutil.Process(child.pid).children(recursive=True):
+            process.kill()
+        child.kill()
+        return child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Recorder:
+    """Runs rounds of jobs and writes one line for each job."""
+
+    def __init__(self, out: Path, seconds: float, seed: int) -> None:
+        self._out = out
+        self._seconds = seconds
+        self._ids = random.Random(seed)
+        self._lock = threading.Lock()
+        self.failed = 0
+
+    def prepare(self, jobs: plan.Round, log: IO[str]) -> list[Job]:
+        """Start the processes of a round; they wait."""
+        found: list[Job] = []
+        gpu = 0
+        for name, gpus, params in jobs:
+            job_id = self._ids.randint(10**8, 10**14)
+            found.append(Job(name, tuple(range(gpu, gpu + gpus)), params, job_id, log))
+            gpu += gpus
+        return found
+
+    def run(self, rounds: list[plan.Round], budget_s: float) -> int:
+        """Run as many rounds as fit into the budget and return how many they were."""
+        began = time.monotonic()
+        with (self._out / "children.log").open("a") as log:
+            waiting = self.prepare(rounds[0], log)
+            for number, _ in enumerate(rounds):
+                threads = [threading.Thread(target=self._run_job, args=(job,)) for job in waiting]
+                for thread in threads:
+                    thread.start()
+                time.sleep(max(self._seconds - WARM_UP_S, 0))
+                left_s = budget_s - (time.monotonic() - began)
+                is_last = number + 1 == len(rounds) or left_s < WARM_UP_S + self._seconds + GRACE_S
+                waiting = [] if is_last else self.prepare(rounds[number + 1], log)
+                for thread in threads:
+                    thread.join()
+                if is_last:
+                    return number + 1
+        return len(rounds)
+
+    def _run_job(self, job: Job) -> None:
+        record = job.run(self._seconds)
+        with self._lock:
+            self.failed += record.exit_code != 0
+            with (self._out / "jobs.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(record)) + "\n")
+            print(
+                f"{time.strftime('%H:%M:%S')} gpu {record.gpus} {record.workload:14s} "
+                f"{record.ended - record.started:6.1f} s exit {record.exit_code} steps {record.steps} "
+                f"{record.peak_memory_gib} GiB {record.error}",
+                flush=True,
+            )
+
+
+def start_collector(out: Path, node: str, process_interval_s: float, node_interval_s: float) -> subprocess.Popen[bytes]:
+    """Start jobwatt's collectors on a spool in ``out``."""
+    command = [sys.executable, "-m", "ingest.collectors", "--spool", str(out / "spool"), "--node", node]
+    command += ["--gpu-interval", "0.1", "--process-interval", str(process_interval_s)]
+    command += ["--node-interval", str(node_interval_s)]
+    with (out / "collector.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
+def main() -> int:
+    """Return 0 if every job ran."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--batch", choices=["first", "mixed"], default="mixed")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of each job")
+    parser.add_argument("--rounds", default="0:1000", help="which rounds of the batch, FIRST:STOP")
+    parser.add_argument("--budget", type=float, default=560.0, help="seconds for all")
+    parser.add_argument("--seed", type=int, default=20261124)
+    parser.add_argument("--node", default="r2910417-n318642", help="made-up name of this machine")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    first, stop = (int(number) for number in arguments.rounds.split(":"))
+    every = plan.first_batch(arguments.seed) if arguments.batch == "first" else plan.mixed_batch(arguments.seed, 1000)
+    collector = start_collector(arguments.out, arguments.node, 1.0, 5.0)
+    recorder = Recorder(arguments.out, arguments.seconds, arguments.seed + first)
+    try:
+        done = recorder.run(every[first:stop], arguments.budget)
+    finally:
+        collector.send_signal(signal.SIGTERM)
+        code = collector.wait(20)
+    print(f"rounds {first}:{first + done} done, {recorder.failed} jobs failed, collector ended with {code}")
+    return 1 if recorder.failed or code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import copy
+import csv
+import io
+
+import pynvml as nv
+import pytest
+
+from ingest.collectors.gpu import GpuCollector, Inventory, JobTable, gpu_row
+from ingest.collectors.hardware import GpuReading, NvmlBackend
+from ingest.collectors.replay import ReplayBackend, read_recording
+from ingest.collectors.schedule import Events
+from ingest.collectors.spool import HEADERS
+from tests.clocks import Clocks
+from tests.nvml_driver import H200, PlayedDriver
+from tests.recorded_gpus import write_recording
+from tests.recorded_proc import Told, write_process
+from tests.spools import open_spool, read_rows
+
+
+class Rig:
+    """A spool, a clock, a table of jobs and a collector on some backend."""
+
+    def __init__(self, root, backend, clocks):
+        self.root, self.clocks, self.jobs = root, clocks, JobTable()
+        self.spool = open_spool(root, clocks)
+        self.events = Events(self.spool, wall=clocks.wall)
+        self.collector = GpuCollector(backend, self.spool, self.events, self.jobs, monotonic=clocks.monotonic)
+        self.inventory = Inventory(
+            backend,
+            self.spool,
+            self.events,
+            self.jobs,
+            proc=root / "proc",
+            wall=clocks.wall,
+            monotonic=clocks.monotonic,
+        )
+
+    def run(self, seconds: float) -> None:
+        """Tick ten times a second."""
+        for _ in range(round(seconds * 10)):
+            self.collector.tick()
+            self.clocks.wait(0.1)
+
+    def rows(self, kind: str) -> list[dict[str, str]]:
+        self.spool.sync()
+        return read_rows(self.root, kind, "*.csv*")
+
+
+@pytest.fixture
+def replayed(tmp_path):
+    """Two recorded GPUs of which one falls silent for three seconds."""
+    clocks = Clocks()
+    series = read_recording(write_recording(tmp_path / "recording", seconds=30.0))
+    backend = ReplayBackend(series, wall=clocks.wall, monotonic=clocks.monotonic)
+    return Rig(tmp_path / "spool", backend, clocks)
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    played = PlayedDriver([copy.deepcopy(H200), {**copy.deepcopy(H200), "UUID": "GPU-bbbb"}])
+    monkeypatch.setattr(nv, "nvmlLib", played)
+    monkeypatch.setattr(nv, "_nvmlGetFunctionPointer_cache", {})
+    return played
+
+
+@pytest.fixture
+def live(driver, tmp_path):
+    """Two GPUs of a played driver."""
+    clocks = Clocks()
+    return Rig(tmp_path / "spool", NvmlBackend(wall=clocks.wall, monotonic=clocks.monotonic), clocks)
+
+
+def test_a_row_is_in_the_order_of_the_header_and_leaves_empty_what_is_missing():
+    reading = GpuReading(1.5, 1, 2, 3, 4, 5, None, 7.25, 8, 9.0, 10, 11, 12, 13.0, 0)
+    (cells,) = csv.DictReader(io.StringIO(HEADERS["gpu"] + "\n" + gpu_row(reading, "n1", 77, 0)))
+    assert cells == {
+        "timestamp": "1.500000",
+        "node": "n1",
+        "job_id": "77",
+        "gpu_index": "0",
+        "utilization_gpu_pct": "1",
+        "utilization_memory_pct": "2",
+        "memory_free_MiB": "3",
+        "memory_used_MiB": "4",
+        "temperature_gpu": "5",
+        "temperature_memory": "",
+        "power_draw_W": "7.25",
+        "pcie_link_width_current": "8",
+        "power_average_W": "9.0",
+        "energy_mJ": "10",
+        "clock_sm_MHz": "11",
+        "clock_memory_MHz": "12",
+        "enforced_power_limit_W": "13.0",
+        "throttle_reasons": "0",
+    }
+
+
+def test_every_gpu_has_a_row_a_tick_with_what_was_recorded(replayed):
+    replayed.run(2.0)
+    rows = replayed.rows("gpu")
+    assert len(rows) == 40
+    assert {(row["gpu_index"], row["utilization_gpu_pct"]) for row in rows} == {("0", "50"), ("1", "51")}
+    assert {row["power_draw_W"] for row in rows} == {"400.0"}
+    assert {row["job_id"] for row in rows} == {""}
+    assert float(rows[-1]["timestamp"]) == pytest.approx(1_800_000_001.9)
+
+
+def test_a_gpu_that_disappears_has_no_rows_and_the_others_go_on(replayed):
+    replayed.run(20.0)
+    by_gpu = {index: [row for row in replayed.rows("gpu") if row["gpu_index"] == index] for index in "01"}
+    assert len(by_gpu["0"]) == 200
+    times = [float(row["timestamp"]) - 1_800_000_000 for row in by_gpu["1"]]
+    assert [time for time in times if 4.1 < time < 13.9] == []
+    assert max(times) == pytest.approx(19.9)
+    lost, back = replayed.rows("events")
+    assert (lost["event"], back["event"]) == ("sensor_lost", "sensor_back")
+    assert lost["detail"].startswith("GPU 1")
+    assert lost["time"] == "1800000004.000000"
+
+
+def test_a_lost_gpu_is_not_in_what_is_shown(replayed):
+    replayed.run(5.0)
+    assert set(replayed.collector.latest) == {0}
+
+
+def test_nvml_losing_a_gpu_is_one_event_until_it_is_back(live, driver):
+    live.run(1.0)
+    driver.refuse(1, nv.NVML_ERROR_GPU_IS_LOST)
+    live.run(15.0)
+    driver.codes.clear()
+    live.run(15.0)
+    events = [(row["event"], row["detail"]) for row in live.rows("events")]
+    assert events == [("sensor_lost", "GPU 1: GPU is lost"), ("sensor_back", "GPU 1")]
+    counts = [sum(row["gpu_index"] == index for row in live.rows("gpu")) for index in "01"]
+    assert counts[0] == 310
+    assert 10 + 95 <= counts[1] <= 10 + 155  # it is looked for every ten seconds
+
+
+def test_a_sensor_that_falls_silent_and_speaks_again_is_reported_and_missing_between(live, driver):
+    live.run(0.5)
+    driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "Temperature")
+    live.run(0.5)
+    driver.codes.clear()
+    live.run(0.5)
+    events = [(row["event"], row["detail"]) for row in live.rows("events") if row["event"] != "error"]
+    assert events == [("sensor_lost", "GPU 0 gpu_temp_c"), ("sensor_back", "GPU 0 gpu_temp_c")]
+    assert [row["temperature_gpu"] for row in live.rows("gpu") if row["gpu_index"] == "0"] == ["41"] * 5 + [""] * 5 + [
+        "41"
+    ] * 5
+
+
+def test_a_sensor_that_was_never_there_is_no_event(live, driver):
+    del driver.gpus[0]["fields"][82]
+    live.run(1.0)
+    assert live.rows("events") == []
+
+
+def test_a_refused_permission_is_recorded_once(live, driver):
+    driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "MemoryInfo")
+    live.run(2.0)
+    (event,) = live.rows("events")
+    assert (event["event"], event["detail"]) == ("error", "GPU 0, memory: Insufficient Permissions")
+    assert {row["memory_used_MiB"] for row in live.rows("gpu") if row["gpu_index"] == "0"} == {""}
+
+
+def test_a_gpu_carries_the_job_whose_processes_use_it(live, driver, tmp_path):
+    slurm = "0::/system.slice/slurmstepd.scope/job_{}/step_0/user/task_0"
+    proc = tmp_path / "spool" / "proc"
+    for pid, job in ((100, 7), (101, 7), (102, 8)):
+        write_process(proc, Told(pid, cgroup=slurm.format(job)))
+    write_process(proc, Told(103, environment=b"HOME=/\0"))
+    for pids, expected in (((100, 101), "7"), ((100, 102), ""), ((100, 103), "7"), ((103,), ""), ((), "")):
+        driver.gpus[0]["ComputeRunningProcesses_v3"] = pids
+        live.inventory.tick()
+        live.collector.tick()
+        assert live.rows("gpu")[-2]["job_id"] == expected, pids
+    driver.gpus[0]["ComputeRunningProcesses_v3"] = (100, 102)
+    live.inventory.tick()
+    assert live.jobs.jobs_of(0) == {7, 8}
+
+
+def test_an_assigned_job_goes_before_what_is_found(live, driver):
+    live.jobs.assigned[1] = 99
+    live.collector.tick()
+    assert [row["job_id"] for row in live.rows("gpu")] == ["", "99"]
+
+
+def test_devices_are_told_at_the_start_and_when_one_changes(live, driver):
+    live.inventory.tick()
+    for _ in range(10):
+        live.clocks.wait(30.0)
+        live.inventory.tick()
+    driver.gpus[1]["EnforcedPowerLimit"] = 400_000
+    live.clocks.wait(60.0)
+    live.inventory.tick()
+    rows = live.rows("devices")
+    assert [(row["gpu_index"], row["power_limit_W"]) for row in rows] == [
+        ("0", "700.0"),
+        ("1", "700.0"),
+        ("1", "400.0"),
+    ]
+    assert rows[0]["uuid"] == "GPU-aaaa"
+    assert rows[0]["driver_version"] == "580.159"

@@ -1,0 +1,275 @@
+"""Whole collectors as processes: started, stopped, killed, and what is in the spool afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ingest.collectors.replay import ReplayBackend, read_recording
+from ingest.collectors.service import Plan, Service
+from ingest.collectors.spool import Spool
+from ingest.errors import SpoolError
+from tests.recorded_gpus import write_recording
+from tests.spools import read_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """Two GPUs, an hour of which can be played without one being lost."""
+    return write_recording(tmp_path_factory.mktemp("recording"), silent=(9e9, 9e9))
+
+
+def command(spool: Path, recording: Path | None, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "ingest.collectors", "--spool", str(spool), "--node", "n1", *more]
+    return words if recording is None else [*words, "--replay", str(recording)]
+
+
+@contextmanager
+def running(words, **environment):
+    """Run a collector; it is killed at the end where it has not ended by then."""
+    process = subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def has_rows(spool: Path) -> bool:
+    return any(path.stat().st_size > 2000 for path in spool.glob("gpu/*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_with_every_segment_closed(tmp_path, recording, number):
+    spool = tmp_path / "spool"
+    with running(command(spool, recording, "--process-interval", "1", "--node-interval", "1")) as process:
+        wait_for(lambda: has_rows(spool))
+        asked_s = time.time()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
+    assert not list(spool.glob("*/*.open"))
+    assert [row["event"] for row in read_rows(spool, "events")][-1] == "stop"
+    last_s = max(float(row["timestamp"]) for row in read_rows(spool, "gpu"))
+    assert asked_s - last_s < 0.5
+    assert {row["gpu_index"] for row in read_rows(spool, "devices")} == {"0", "1"}
+    assert float(read_rows(spool, "node")[0]["LoadAvg"]) >= 0
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_at_most_five_seconds_each_and_never_break_the_spool(tmp_path, recording):
+    spool = tmp_path / "spool"
+    killed_s: list[float] = []
+    for number in range(20):
+        with running(command(spool, recording, "--gpu-interval", "0.02", "--process-interval", "0.5")) as process:
+            began = {path.name for path in spool.glob("gpu/*")}
+            wait_for(lambda began=began: any(path.name not in began for path in spool.glob("gpu/*.open")))
+            time.sleep(0.13 * number)
+            process.kill()
+            process.wait()
+            killed_s.append(time.time())
+        for path in spool.glob("*/*.csv"):
+            assert path.read_bytes().endswith(b"\n")
+    with running(command(spool, recording, "--duration", "0.5")) as process:
+        assert process.wait(20) == 0
+    assert not list(spool.glob("*/*.open"))
+    rows = read_rows(spool, "gpu")
+    starts = sorted({name.name[:30] for name in spool.glob("gpu/*.csv")})
+    assert len(starts) == 21
+    for start, end_s in zip(starts, killed_s, strict=False):
+        last_s = max(float(row["timestamp"]) for row in read_rows(spool, "gpu", f"{start}*.csv"))
+        assert end_s - last_s < 5.0
+    assert len(rows) == len({(row["timestamp"], row["gpu_index"]) for row in rows})
+    for kind in ("events", "devices", "process"):
+        read_rows(spool, kind)
+
+
+def test_without_a_driver_there_is_one_line_code_1_and_no_spool(tmp_path):
+    words = command(tmp_path / "spool", None)
+    # no library of that name can be loaded from an empty folder; where there is one, this machine has a driver
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    if done.returncode == 0 or "no NVIDIA driver" not in done.stderr:
+        pytest.skip("this machine has an NVIDIA driver")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "no NVIDIA driver answers" in done.stderr
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_node_without_gpus_is_collected_with_gpu_interval_0(tmp_path):
+    words = command(tmp_path, None, "--gpu-interval", "0", "--node-interval", "1", "--duration", "0.3")
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(read_rows(tmp_path, "node")) == 1
+    assert not (tmp_path / "gpu").exists()
+
+
+def test_a_second_collector_says_who_has_the_spool_and_leaves_the_first_alone(tmp_path, recording):
+    with running(command(tmp_path, recording)) as process:
+        wait_for(lambda: has_rows(tmp_path))
+        done = subprocess.run(command(tmp_path, recording), capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 1
+        assert f'"pid": {process.pid}' in done.stderr
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_times_are_utc_whatever_the_time_zone(tmp_path, recording):
+    before_s = time.time()
+    with running(command(tmp_path, recording, "--duration", "0.5"), TZ="Asia/Kathmandu") as process:
+        assert process.wait(20) == 0
+    (segment,) = tmp_path.glob("gpu/*.csv")
+    stamp = segment.name.split("-")[1]
+    named_s = time.mktime(time.strptime(stamp[:15], "%Y%m%dT%H%M%S")) - time.timezone
+    assert abs(named_s - before_s) < 20
+    assert all(0 <= float(row["timestamp"]) - before_s < 20 for row in read_rows(tmp_path, "gpu"))
+
+
+def test_a_labelled_run_has_its_job_label_samples_and_exit_code(tmp_path, recording):
+    words = command(tmp_path, recording, "--process-interval", "0.3", "--label", "burn")
+    done = subprocess.run(
+        [*words, "--", "sh", "-c", "echo $JOBWATT_JOB_ID; sleep 1; exit 3"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
+    )
+    assert done.returncode == 3
+    job_id = done.stdout.strip()
+    assert 1.9e14 < int(job_id) < 2**53
+    (label,) = read_rows(tmp_path, "labels")
+    assert (label["id_job"], label["model"]) == (job_id, "burn")
+    (job,) = read_rows(tmp_path, "jobs")
+    assert (job["id_job"], job["state"], job["exit_code"], job["nodelist"]) == (job_id, "5", "768", "['n1']")
+    assert job["tres_alloc"].endswith("node=1,gres/gpu=1")
+    assert float(job["time_end"]) - float(job["time_start"]) == pytest.approx(1.0, abs=0.9)
+    carried = {(row["gpu_index"], row["job_id"]) for row in read_rows(tmp_path, "gpu")}
+    assert ("1", job_id) in carried
+    assert ("0", "") in carried
+    assert ("0", job_id) not in carried
+    assert len(read_rows(tmp_path, "process")) >= 3
+    assert "GPU 1:" in done.stderr
+    assert "J by counter" in done.stderr
+    assert "gap " in done.stderr
+
+
+def test_ending_a_labelled_run_ends_the_command_and_says_so(tmp_path, recording):
+    with running([*command(tmp_path, recording, "--label", "x"), "--", "sleep", "30"]) as process:
+        wait_for((tmp_path / "labels").exists)
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    (job,) = read_rows(tmp_path, "jobs")
+    assert (job["state"], job["exit_code"]) == ("4", "15")
+
+
+def test_inside_a_slurm_job_a_labelled_run_is_that_job_and_the_scheduler_tells_of_it(tmp_path, recording):
+    words = [*command(tmp_path, recording, "--label", "x"), "--", "true"]
+    done = subprocess.run(words, cwd=ROOT, check=False, env={**os.environ, "SLURM_JOB_ID": "4242"}, capture_output=True)
+    assert done.returncode == 0
+    assert [row["id_job"] for row in read_rows(tmp_path, "labels")] == ["4242"]
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_a_disk_that_fills_up_stops_collecting_with_one_line_and_keeps_what_was_written(tmp_path, recording):
+    words = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command(tmp_path, recording, "--gpu-interval", "0.002")]
+    with running(words) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(errors.splitlines()) == 1
+    assert "no space left" in errors
+    assert len(read_rows(tmp_path, "gpu")) > 100
+    assert not list(tmp_path.glob("*/*.open"))
+
+
+def test_a_full_disk_does_not_end_the_command_of_a_labelled_run(tmp_path, recording):
+    words = command(tmp_path, recording, "--gpu-interval", "0.002", "--label", "x")
+    words = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *words, "--", "sh", "-c", "sleep 4; echo done"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "done\n")
+    assert "collecting failed" in done.stderr
+    assert "no space left" in done.stderr
+
+
+def test_after_a_full_disk_a_signal_still_ends_the_command(tmp_path, recording):
+    words = command(tmp_path, recording, "--gpu-interval", "0.002", "--label", "x")
+    with running(["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *words, "--", "sleep", "30"]) as process:
+        time.sleep(5)
+        process.terminate()
+        _, errors = process.communicate(timeout=40)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "collecting failed" in errors
+
+
+@pytest.mark.system
+def test_a_really_full_disk_keeps_every_row_that_was_synced(tmp_path, recording):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(mount)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a file system is not permitted here")
+    try:
+        with running(command(mount / "spool", recording, "--gpu-interval", "0.002")) as process:
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "no space left" in errors
+        assert len(read_rows(mount / "spool", "gpu")) > 500
+        assert not list(mount.glob("spool/*/*.open"))
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_several_jobs_on_one_service_keep_their_own_gpus_and_processes(tmp_path, recording):
+    backend = ReplayBackend(read_recording(recording))
+    with Service(Spool(tmp_path, "n1"), backend, Plan(process_interval_s=0.2)) as service:
+        children = {job: subprocess.Popen(["sleep", "30"]) for job in (1, 2)}
+        for job, child in children.items():
+            service.begin_job(job, child.pid, (job - 1,))
+        time.sleep(0.7)
+        for job, child in children.items():
+            child.kill()
+            service.end_job(job)
+            child.wait()
+        time.sleep(0.3)
+    carried = {(row["gpu_index"], row["job_id"]) for row in read_rows(tmp_path, "gpu")}
+    assert {("0", "1"), ("1", "2")} <= carried
+    assert carried <= {("0", "1"), ("1", "2"), ("0", ""), ("1", "")}
+    assert {row["id_job"] for row in read_rows(tmp_path, "process")} == {"1", "2"}
+
+
+def test_a_collector_that_fails_ends_the_service_which_raises_what_it_was(tmp_path, recording):
+    backend = ReplayBackend(read_recording(recording))
+    service = Service(Spool(tmp_path, "n1"), backend, Plan(gpu_interval_s=0.01, process_interval_s=0))
+    (tmp_path / "gpu").write_text("a file where the folder should be")
+    service.start()
+    assert service.stopping.wait(20)
+    with pytest.raises(SpoolError, match=r"Not a directory|File exists"):
+        service.stop()
+
+
+def test_the_end_tells_what_it_all_cost(tmp_path, recording):
+    backend = ReplayBackend(read_recording(recording))
+    with Service(Spool(tmp_path, "n1"), backend, Plan(gpu_interval_s=0.05)):
+        time.sleep(0.5)
+    (cost,) = [row for row in read_rows(tmp_path, "events") if row["event"] == "cost"]
+    assert int(cost["count"]) >= 5
+    assert 0 < float(cost["seconds"]) < 5
+    assert 5 < float(cost["detail"]) < 4000
