@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +33,10 @@ def draw_page(
     marked = classes.with_columns(label=pl.when("outside").then(pl.col("label") + " (outside)").otherwise("label"))
     draw, found, bound = report.figures_from.values()
     facts = [
-        ("recording", f"{Path(report.archive).name}: {report.jobs} jobs, {report.jobs_outside} of them of other kinds"),
+        (
+            "recordings",
+            f"{', '.join(report.archives)}: {report.jobs} jobs, {report.jobs_outside} of them of other kinds",
+        ),
         ("features", f"{report.features} of one window of {spec.seconds:g} s ({spec.place}) of each GPU of a job"),
         ("classes", _score_text(report.accuracy)),
         ("families", _score_text(report.family_accuracy)),

@@ -1,4 +1,4 @@
-"""Series become windows of equal length: pure, one window for each series, on samples as irregular as they come.
+"""Series become windows of equal length: pure, on samples as irregular as they come.
 
 A *series* is one (job_id, node, gpu_index): two GPUs of one job, or two nodes with the same index, are never merged.
 """
@@ -6,7 +6,8 @@ A *series* is one (job_id, node, gpu_index): two GPUs of one job, or two nodes w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,8 @@ CHALLENGE_CHANNELS = (
 )
 """The seven sensors of the Workload Classification Challenge in its order (Tang et al. 2022, arXiv 2204.05839)."""
 
-PLACES: dict[str, Callable[[int, int], int]] = {
-    "start": lambda _run, _window: 0,
-    "middle": lambda run, window: (run - window) // 2,
-}
-"""Name of a place to its function: (length of the series, length of the window) to the window's offset, all alike."""
+PLACES = ("start", "middle", "random", "slide")
+"""Where windows lie: one at the start, in the middle or at a random place of each series; or one after the other."""
 
 _WINDOW_SCHEMA = pl.Schema(
     {
@@ -60,6 +58,11 @@ class WindowSpec:
     one length, and a length that depends on which other jobs stand beside would make a window something fitted. Nine
     samples a second is the challenge's own floor, whence its 540 samples a minute.
 
+    ``max_gap_s`` refuses a window in which two readings, or a reading and the window's edge, are farther apart.
+    With ``even`` the samples are those of an even grid, from the window's start, on straight lines between readings.
+    ``stride_s`` is from one sliding window's start to the next, a whole window unless given. A ``random`` place depends
+    on ``seed`` and on the series alone, not on what else is cut.
+
     Examples
     --------
     >>> WindowSpec(60).n_samples
@@ -69,6 +72,10 @@ class WindowSpec:
     seconds: float
     place: str = "middle"
     samples_per_s: float = 9.0
+    stride_s: float | None = None
+    max_gap_s: float | None = None
+    even: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < math.inf:
@@ -77,6 +84,13 @@ class WindowSpec:
             raise ValueError(f"place is {self.place!r}; give one of {', '.join(PLACES)}")
         if not 0 < self.samples_per_s < math.inf:
             raise ValueError(f"samples_per_s is {self.samples_per_s}; give a rate above 0 (the challenge uses 9)")
+        for name, length_s in (("stride_s", self.stride_s), ("max_gap_s", self.max_gap_s)):
+            if length_s is not None and not 0 < length_s < math.inf:
+                raise ValueError(f"{name} is {length_s}; give a length above 0, or None")
+        if self.stride_s is not None and self.place != "slide":
+            raise ValueError(f"stride_s is {self.stride_s}, but place is {self.place!r}; only sliding windows have one")
+        if self.even and self.max_gap_s is None:
+            raise ValueError("an even grid needs max_gap_s: over how long a gap may a straight line be drawn?")
 
     @property
     def n_samples(self) -> int:
@@ -90,7 +104,7 @@ class Windows:
 
     ``values`` has shape (n_windows, n_channels, n_samples), float32, missing readings NaN; its rows follow ``table``
     (window_id, job_id, node, gpu_index, start). ``short`` has one row for each series without a window: its duration,
-    its samples, and why (``no_job``, ``shorter_than_window``, ``too_few_samples``).
+    its samples, and why (``no_job``, ``shorter_than_window``, ``too_few_samples``, ``gap``).
     """
 
     values: npt.NDArray[np.float32]
@@ -99,13 +113,104 @@ class Windows:
     short: pl.DataFrame
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One window: its series, its start, and the rows of the ordered samples that it holds (end excluded)."""
+
+    series: int
+    start_us: int
+    begin: int
+    end: int
+
+
 def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str] = CHALLENGE_CHANNELS) -> Windows:
-    """Cut one window out of each series of ``samples``; what is too short is reported in ``short``.
+    """Cut windows out of each series of ``samples``; a series that gives none is reported in ``short``.
 
     Parameters
     ----------
     samples : frame with job_id, node, gpu_index, time and the channels, in any order of rows
     """
+    ordered, series = _order(samples, channels)
+    time_us = ordered["time"].to_physical().to_numpy()
+    window_us = round(spec.seconds * US_PER_S)
+    kept: list[_Cut] = []
+    reasons: dict[int, str] = {}
+    for index, (job_id, node, gpu_index, first, count) in enumerate(series.iter_rows()):
+        times = time_us[first : first + count]
+        if job_id is None:
+            reasons[index] = "no_job"
+            continue
+        if times[-1] - times[0] < window_us:
+            reasons[index] = "shorter_than_window"
+            continue
+        refused = ""
+        found = len(kept)
+        for offset_us in _offsets_us(spec, int(times[-1] - times[0]), f"{job_id}/{node}/{gpu_index}"):
+            start_us = int(times[0]) + offset_us
+            begin, end = np.searchsorted(times, [start_us, start_us + window_us])
+            why = _refusal(spec, times, start_us, int(begin), int(end))
+            refused = refused or why
+            if not why:
+                kept.append(_Cut(index, start_us, first + int(begin), first + int(end)))
+        if found == len(kept):
+            reasons[index] = refused
+    values = (
+        _even_values(ordered, kept, spec, channels) if spec.even else _values(ordered, kept, spec.n_samples, channels)
+    )
+    return _assemble(values, channels, series=series, kept=kept, reasons=reasons, time_us=time_us)
+
+
+def cut_challenge(
+    samples: pl.DataFrame,
+    place: str,
+    channels: Sequence[str] = CHALLENGE_CHANNELS,
+    *,
+    seconds: float = 60.0,
+    samples_per_s: float = 9.0,
+    seed: int = 0,
+) -> Windows:
+    """Cut the windows of the Workload Classification Challenge by the rule of its authors' notebook.
+
+    A file (one job on one node) shorter than the window is skipped, and the window lies in the file, not in the series
+    of one GPU. Each GPU of a file is one trial. One with fewer than nine samples a second is dropped, and all others
+    are cut to the shortest of them, so a window depends on what it is cut with. ``cut_windows`` avoids that.
+
+    Parameters
+    ----------
+    samples : frame with job_id, node, gpu_index, time and the channels, in any order of rows
+    place : start, middle or random; the authors gave their random ones no seed, so those cannot be had again
+    """
+    spec = WindowSpec(seconds, place, samples_per_s, seed=seed)
+    if place == "slide":
+        raise ValueError("place is 'slide'; the challenge's windows are at start, middle or random")
+    ordered, series = _order(samples, channels)
+    time_us = ordered["time"].to_physical().to_numpy()
+    window_us = round(seconds * US_PER_S)
+    ends = [(first, first + count - 1) for first, count in series.select("first", "samples").iter_rows()]
+    spans: dict[tuple[int | None, str | None], tuple[int, int]] = {}
+    for key, (first, last) in zip(series.select("job_id", "node").iter_rows(), ends, strict=True):
+        begin_us, end_us = spans.get(key, (int(time_us[first]), int(time_us[last])))
+        spans[key] = (min(begin_us, int(time_us[first])), max(end_us, int(time_us[last])))
+    kept: list[_Cut] = []
+    reasons: dict[int, str] = {}
+    for index, (job_id, node, _, first, count) in enumerate(series.iter_rows()):
+        begin_us, end_us = spans[job_id, node]
+        if job_id is None or end_us - begin_us < window_us:
+            reasons[index] = "no_job" if job_id is None else "shorter_than_window"
+            continue
+        start_us = begin_us + next(_offsets_us(spec, end_us - begin_us, f"{job_id}/{node}"))
+        begin, end = np.searchsorted(time_us[first : first + count], [start_us, start_us + window_us])
+        if end - begin < spec.n_samples:
+            reasons[index] = "too_few_samples"
+        else:
+            kept.append(_Cut(index, start_us, first + int(begin), first + int(end)))
+    shortest = min((cut.end - cut.begin for cut in kept), default=spec.n_samples)
+    values = _values(ordered, kept, shortest, channels)
+    return _assemble(values, channels, series=series, kept=kept, reasons=reasons, time_us=time_us)
+
+
+def _order(samples: pl.DataFrame, channels: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the samples by series and time, and of each series its key, its first row and how many it has."""
     missing = [name for name in (*SERIES_KEY, "time", *channels) if name not in samples.columns]
     if missing:
         raise ValueError(f"samples have no column {', '.join(missing)}; read the series with these columns")
@@ -115,47 +220,98 @@ def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str]
         .group_by(*SERIES_KEY, maintain_order=True)
         .agg(first=pl.col("row").first().cast(pl.Int64), samples=pl.len().cast(pl.Int64))
     )
-    time_us = ordered["time"].to_physical().to_numpy()
+    return ordered, series
+
+
+def _offsets_us(spec: WindowSpec, run_us: int, key: str) -> Iterator[int]:
+    """The starts of the windows, from the start of a run that is no shorter than one."""
     window_us = round(spec.seconds * US_PER_S)
+    room_us = run_us - window_us
+    if spec.place == "slide":
+        stride_us = round((spec.stride_s or spec.seconds) * US_PER_S)
+        yield from range(0, room_us + 1, max(1, stride_us))
+    elif spec.place == "random":
+        yield int(np.random.default_rng([spec.seed, zlib.crc32(key.encode())]).integers(0, room_us + 1))
+    else:
+        yield room_us // 2 if spec.place == "middle" else 0
 
-    begins, starts_us, kept, reasons = [], [], [], []
-    for index, (job_id, first, count) in enumerate(series.select("job_id", "first", "samples").iter_rows()):
-        times = time_us[first : first + count]
-        run_us = int(times[-1] - times[0])
-        start_us = int(times[0]) + PLACES[spec.place](run_us, window_us)
-        begin, end = np.searchsorted(times, [start_us, start_us + window_us])
-        if job_id is None:
-            reasons.append((index, run_us, "no_job"))
-        elif run_us < window_us:
-            reasons.append((index, run_us, "shorter_than_window"))
-        elif end - begin < spec.n_samples:
-            reasons.append((index, run_us, "too_few_samples"))
-        else:
-            kept.append(index)
-            begins.append(first + int(begin))
-            starts_us.append(start_us)
 
-    rows = np.asarray(begins, dtype=np.int64)[:, None] + np.arange(spec.n_samples)
-    values = np.empty((len(kept), len(channels), spec.n_samples), dtype=np.float32)
+def _refusal(spec: WindowSpec, times: npt.NDArray[np.int64], start_us: int, begin: int, end: int) -> str:
+    """Why the readings from ``begin`` to ``end`` are no window; an empty string where they are one."""
+    if end - begin < (1 if spec.even else spec.n_samples):
+        return "too_few_samples"
+    if spec.max_gap_s is None:
+        return ""
+    end_us = start_us + round(spec.seconds * US_PER_S)
+    if spec.even:  # a straight line needs the readings on both sides of the edges
+        begin = max(begin - (times[begin] > start_us), 0)
+        end = min(end + 1, len(times))
+    edges_us = [] if spec.even else [[start_us], [end_us]]
+    inner = times[begin:end]
+    steps = np.diff(np.concatenate([*edges_us[:1], inner, *edges_us[1:]]))
+    return "gap" if steps.max(initial=0) > spec.max_gap_s * US_PER_S else ""
+
+
+def _values(
+    ordered: pl.DataFrame, kept: Sequence[_Cut], n_samples: int, channels: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """The first ``n_samples`` readings of each window."""
+    rows = np.array([cut.begin for cut in kept], dtype=np.int64)[:, None] + np.arange(n_samples)
+    values = np.empty((len(kept), len(channels), n_samples), dtype=np.float32)
     for channel, name in enumerate(channels):
         values[:, channel] = ordered[name].cast(pl.Float32).to_numpy()[rows]
+    return values
+
+
+def _even_values(
+    ordered: pl.DataFrame, kept: Sequence[_Cut], spec: WindowSpec, channels: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """What straight lines between readings are worth on an even grid; missing beside a missing reading."""
+    grid_us = np.round(np.arange(spec.n_samples) * (US_PER_S / spec.samples_per_s)).astype(np.int64)
+    time_us = ordered["time"].to_physical().to_numpy()
+    values = np.empty((len(kept), len(channels), spec.n_samples), dtype=np.float32)
+    columns = [ordered[name].cast(pl.Float64).to_numpy() for name in channels]
+    for window, cut in enumerate(kept):
+        at_us = cut.start_us + grid_us
+        first = cut.begin - (time_us[cut.begin] > cut.start_us)
+        after = np.searchsorted(time_us[first : cut.end + 1], at_us, side="right") + first
+        after = np.minimum(after, len(time_us) - 1)
+        before = after - 1
+        exact = time_us[before] == at_us
+        span_us = np.where(exact, 1, time_us[after] - time_us[before])
+        weight = np.where(exact, 0.0, (at_us - time_us[before]) / np.maximum(span_us, 1))
+        for channel, column in enumerate(columns):
+            rise = np.where(exact, 0.0, column[after] - column[before])
+            values[window, channel] = column[before] + rise * weight
+    return values
+
+
+def _assemble(
+    values: npt.NDArray[np.float32],
+    channels: Sequence[str],
+    *,
+    series: pl.DataFrame,
+    kept: Sequence[_Cut],
+    reasons: dict[int, str],
+    time_us: npt.NDArray[np.int64],
+) -> Windows:
+    """Put the windows beside the tables that say whose they are and which series gave none."""
     table = (
-        series[kept]
+        series[[cut.series for cut in kept]]
         .select(
             pl.int_range(len(kept), dtype=pl.Int64).alias("window_id"),
             *SERIES_KEY,
-            pl.Series("start", starts_us, dtype=pl.Int64).cast(TIME),
+            pl.Series("start", [cut.start_us for cut in kept], dtype=pl.Int64).cast(TIME),
         )
         .cast(_WINDOW_SCHEMA)
     )
-    short = (
-        series[[index for index, _, _ in reasons]]
-        .select(
-            *SERIES_KEY,
-            pl.Series("duration_s", [run_us / US_PER_S for _, run_us, _ in reasons], dtype=pl.Float64),
-            "samples",
-            pl.Series("reason", [reason for _, _, reason in reasons], dtype=pl.String),
-        )
-        .cast(_SHORT_SCHEMA)
-    )
+    left = series[list(reasons)]
+    first, count = left["first"].to_numpy(), left["samples"].to_numpy()
+    duration_s = (time_us[first + count - 1] - time_us[first]) / US_PER_S if len(left) else np.empty(0)
+    short = left.select(
+        *SERIES_KEY,
+        pl.Series("duration_s", duration_s, dtype=pl.Float64),
+        "samples",
+        pl.Series("reason", list(reasons.values()), dtype=pl.String),
+    ).cast(_SHORT_SCHEMA)
     return Windows(values=values, channels=tuple(channels), table=table, short=short)

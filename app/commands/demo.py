@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--archive",
+    "archives",
     type=click.Path(path_type=Path),
-    help="A recording in the MIT Supercloud Dataset's layout: folder or archive.  [default: the one that ships]",
+    multiple=True,
+    help="A recording in the MIT Supercloud Dataset's layout: folder or archive; may be given several times.  "
+    "[default: those that ship]",
 )
 @click.option(
     "--lake",
@@ -40,16 +43,16 @@ if TYPE_CHECKING:
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: on a terminal]")
 @with_format
 def demo(
-    show: Show, *, archive: Path | None, lake: Path, chart: Path, workers: int | None, progress: bool | None
+    show: Show, *, archives: tuple[Path, ...], lake: Path, chart: Path, workers: int | None, progress: bool | None
 ) -> None:
-    """Turn a recording into a lake, a class for each job, and a first table of watts and power caps.
+    """Turn recordings into a lake, a class for each job, and a first table of watts and power caps.
 
-    Ingests the recording, cuts one window from each job, extracts features, classifies each job by a model that has not
-    seen it, and says for each class what it draws and how long it draws more than a cap of 80 or 60 % of TDP.
+    Ingests the recordings, cuts one window from each job, extracts features, classifies each job by a model that has
+    not seen it, and says for each class what it draws and how long it draws more than a cap of 80 or 60 % of TDP.
 
     Example: jobwatt demo
     """
-    from app.demo import SHIPPED_ARCHIVE, run_demo
+    from app.demo import SHIPPED_ARCHIVES, run_demo
     from ingest.runner import PoolRunner, SerialRunner, usable_cores
 
     count = usable_cores() if workers is None else workers
@@ -60,7 +63,7 @@ def demo(
                 bar(now.bytes_done, now.bytes_total, now.phase)
 
         report = run_demo(
-            archive or SHIPPED_ARCHIVE,
+            archives or SHIPPED_ARCHIVES,
             lake,
             chart,
             runner=runner,

@@ -39,7 +39,7 @@ LOG_COLUMNS = (
     "gres_used array_max_tasks array_task_pending constraints flags mem_req partition priority state timelimit "
     "time_submit time_eligible time_start time_end time_suspended track_steps tres_alloc tres_req job_type"
 ).split()
-GPU_TRES = 1003
+GPU_TRES = {"h200": 1003, "h100-sxm5": 1004}
 NO_ARRAY_TASK = 2**32 - 2
 COMPLETED = 3
 
@@ -47,7 +47,8 @@ COMPLETED = 3
 def read_segments(folders: list[Path], kind: str) -> pl.DataFrame:
     """Return all rows of one kind that the spools of the folders hold."""
     paths = sorted(path for folder in folders for path in (folder / "spool" / kind).glob("*.csv"))
-    return pl.concat([pl.read_csv(path, infer_schema_length=None) for path in paths], how="diagonal_relaxed")
+    frames = [pl.read_csv(path, infer_schema_length=None) for path in paths]
+    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 
 def read_jobs(folders: list[Path]) -> list[dict[str, Any]]:
@@ -68,14 +69,16 @@ def make_files(folders: list[Path], gpu_name: str) -> Iterator[tuple[str, bytes]
         rows = gpu.filter(inside).sort("timestamp", "gpu_index")
         yield f"gpu/{shard}/{job_id}-{name}.csv", _csv(rows.select(GPU_COLUMNS))
         yield f"gpu_extended/{shard}/{job_id}-{name}.csv", _csv(rows.select(EXTENDED_COLUMNS))
-        yield from _cpu_files(process, job, shard)
-    yield "slurm-log.csv", _csv(pl.DataFrame([_log_row(job, name) for job in jobs]).select(LOG_COLUMNS))
+        if process.height:
+            yield from _cpu_files(process, job, shard)
+    yield "slurm-log.csv", _csv(pl.DataFrame([_log_row(job, name, gpu_name) for job in jobs]).select(LOG_COLUMNS))
     inside = [(job["job_id"], plan.LABEL[job["workload"]]) for job in jobs if job["workload"] in plan.CHALLENGE]
     yield "labelled_jobids.csv", _csv(pl.DataFrame(inside, schema=["id_job", "model"], orient="row").sort("id_job"))
     yield "job-parameters.csv", _csv(pl.DataFrame([_parameters(job) for job in jobs], infer_schema_length=None))
     yield "node-data.csv", _csv(node.sort("Time").select(NODE_COLUMNS))
     known = "1,cpu 2,mem 3,energy 4,node 5,billing 6,fs 7,vmem 8,pages 1001,gpu:tesla 1002,gpu:volta".split()
-    yield "tres-mapping.txt", "\n".join([*known, f"{GPU_TRES},gpu:{gpu_name}", ""]).encode()
+    types = [f"{number},gpu:{name}" for name, number in GPU_TRES.items()]
+    yield "tres-mapping.txt", "\n".join([*known, *types, ""]).encode()
 
 
 def _cpu_files(process: pl.DataFrame, job: dict[str, Any], shard: str) -> Iterator[tuple[str, bytes]]:
@@ -94,9 +97,9 @@ def _cpu_files(process: pl.DataFrame, job: dict[str, Any], shard: str) -> Iterat
     yield f"cpu/{shard}/{job['job_id']}-summary.csv", _csv(summary)
 
 
-def _log_row(job: dict[str, Any], node: str) -> dict[str, Any]:
+def _log_row(job: dict[str, Any], node: str, gpu_name: str) -> dict[str, Any]:
     gpus = len(job["gpus"])
-    tres = f"1=16,2=131072,4=1,5=16,{GPU_TRES}={gpus}"
+    tres = f"1=16,2=131072,4=1,5=16,{GPU_TRES[gpu_name]}={gpus}"
     nothing = {"derived_ec": 0, "exit_code": 0, "array_max_tasks": 0, "array_task_pending": 0, "time_suspended": 0}
     return dict.fromkeys(LOG_COLUMNS, "") | {
         **nothing,
@@ -161,7 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--gpu-name", default="h200", help="the type's name among the scheduler's resources")
+    parser.add_argument("--gpu-name", choices=list(GPU_TRES), default="h200", help="type of the GPUs")
     arguments = parser.parse_args()
     root = arguments.archive.name.partition(".")[0]
     files = sorted(make_files(arguments.folders, arguments.gpu_name))

@@ -9,10 +9,10 @@ leaves in OUT a spool (what the collectors wrote) and ``jobs.jsonl`` (what ran, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +25,12 @@ from typing import IO, Any
 import plan
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where jobwatt is not installed
+
+from ingest.collectors.hardware import NvmlBackend
+from ingest.collectors.service import Plan, Service
+from ingest.collectors.spool import Spool
+
 CHILD = Path(__file__).with_name("child.py")
 WARM_UP_S = 14.0
 """A child is started so long before its turn."""
@@ -64,7 +69,6 @@ class Job:
         environment = {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": str(gpu),
-            "SLURM_JOB_ID": str(self.job_id),  # by which the collectors know whose process this is
             "PYTHONWARNINGS": "ignore",
         }
         return subprocess.Popen(
@@ -76,20 +80,24 @@ class Job:
             env=environment,
         )
 
-    def run(self, seconds: float) -> JobRecord:
-        """Run it and return what became of it."""
+    def run(self, seconds: float, service: Service) -> JobRecord:
+        """Run it, watched by the collectors, and return what became of it."""
         for child in self._children:
             _pipe(child.stdout).readline()
         started = time.time()
+        for child in self._children:
+            service.begin_job(self.job_id, child.pid, self.gpus)
         for rank, child in enumerate(self._children):
             orders = {"name": self.name, "params": self.params, "seconds": seconds, "rank": rank}
             orders |= {"world": len(self._children), "port": self._port}
             _pipe(child.stdin).write(json.dumps(orders) + "\n")
             _pipe(child.stdin).flush()
-        answers, codes = [], []
-        for child in self._children:
-            codes.append(_wait(child, started + seconds + GRACE_S - time.time()))
-            answers.append(_pipe(child.stdout).read().strip().rpartition("\n")[2])
+        overdue = threading.Timer(seconds + GRACE_S, lambda: [_kill(child) for child in self._children])
+        overdue.start()
+        answers = [_pipe(child.stdout).readline() for child in self._children]  # nothing, where it died
+        service.end_job(self.job_id)
+        codes = [_wait(child, GRACE_S) for child in self._children]
+        overdue.cancel()
         answer = json.loads(answers[0]) if answers[0].startswith("{") else {"error": f"no answer, exit {codes}"}
         return JobRecord(
             self.job_id,
@@ -122,10 +130,15 @@ def _wait(child: subprocess.Popen[str], seconds: float) -> int:
     try:
         return child.wait(max(seconds, 0.1))
     except subprocess.TimeoutExpired:
+        _kill(child)
+        return child.wait()
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(child.pid).children(recursive=True):
             process.kill()
-        child.kill()
-        return child.wait()
+    child.kill()
 
 
 def _free_port() -> int:
@@ -137,8 +150,9 @@ def _free_port() -> int:
 class Recorder:
     """Runs rounds of jobs and writes one line for each job."""
 
-    def __init__(self, out: Path, seconds: float, seed: int) -> None:
+    def __init__(self, out: Path, seconds: float, seed: str, service: Service) -> None:
         self._out = out
+        self._service = service
         self._seconds = seconds
         self._ids = random.Random(seed)
         self._lock = threading.Lock()
@@ -174,7 +188,7 @@ class Recorder:
         return len(rounds)
 
     def _run_job(self, job: Job) -> None:
-        record = job.run(self._seconds)
+        record = job.run(self._seconds, self._service)
         with self._lock:
             self.failed += record.exit_code != 0
             with (self._out / "jobs.jsonl").open("a") as file:
@@ -185,15 +199,6 @@ class Recorder:
                 f"{record.peak_memory_gib} GiB {record.error}",
                 flush=True,
             )
-
-
-def start_collector(out: Path, node: str, process_interval_s: float, node_interval_s: float) -> subprocess.Popen[bytes]:
-    """Start jobwatt's collectors on a spool in ``out``."""
-    command = [sys.executable, "-m", "ingest.collectors", "--spool", str(out / "spool"), "--node", node]
-    command += ["--gpu-interval", "0.1", "--process-interval", str(process_interval_s)]
-    command += ["--node-interval", str(node_interval_s)]
-    with (out / "collector.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
 
 def main() -> int:
@@ -210,15 +215,12 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     first, stop = (int(number) for number in arguments.rounds.split(":"))
     every = plan.first_batch(arguments.seed) if arguments.batch == "first" else plan.mixed_batch(arguments.seed, 1000)
-    collector = start_collector(arguments.out, arguments.node, 1.0, 5.0)
-    recorder = Recorder(arguments.out, arguments.seconds, arguments.seed + first)
-    try:
+    intervals = Plan(gpu_interval_s=0.1, process_interval_s=1.0, node_interval_s=5.0)
+    with Service(Spool(arguments.out / "spool", arguments.node), NvmlBackend(), intervals) as service:
+        recorder = Recorder(arguments.out, arguments.seconds, f"{arguments.seed} {arguments.batch} {first}", service)
         done = recorder.run(every[first:stop], arguments.budget)
-    finally:
-        collector.send_signal(signal.SIGTERM)
-        code = collector.wait(20)
-    print(f"rounds {first}:{first + done} done, {recorder.failed} jobs failed, collector ended with {code}")
-    return 1 if recorder.failed or code else 0
+    print(f"rounds {first}:{first + done} done, {recorder.failed} jobs failed")
+    return 1 if recorder.failed else 0
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ class ProcessCollector:
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
     wall: Callable[[], float] = time.time
-    roots: dict[int, int] = field(default_factory=dict)
+    roots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _series: dict[JobStep, _Series] = field(default_factory=dict)
     _looked_uptime_s: float = 0.0
     _looking: threading.Lock = field(default_factory=threading.Lock)
@@ -214,25 +214,25 @@ class ProcessCollector:
             groups: dict[JobStep, list[int]] = {}
             for step, cgroup in job_cgroups(self.sys / "fs" / "cgroup"):
                 groups.setdefault(step, []).extend(process_ids(cgroup))
-            for job_id, root in self.roots.items():
-                groups[JobStep(job_id, *TREE)] = tree(root, self.proc)
+            for job_id, roots in self.roots.items():
+                groups[JobStep(job_id, *TREE)] = [pid for root in roots for pid in tree(root, self.proc)]
             uptime_s = self._uptime_s()
             looked = {step: self._look(step, pids, uptime_s) for step, pids in groups.items()}
             self._series = {step: series for step, series in looked.items() if series is not None}
             self._looked_uptime_s = uptime_s
 
     def add(self, job_id: int, root: int) -> None:
-        """Take a process and all that descend from it as a job."""
+        """Take a process and all that descend from it as a job, or as a part of it that began apart from the others."""
         with self._looking:
-            self.roots[job_id] = root
+            self.roots[job_id] = (*self.roots.get(job_id, ()), root)
 
     def finish(self, job_id: int) -> None:
         """Look at a job for the last time, best before its first process is waited for, and let it go."""
         with self._looking:
-            root = self.roots.pop(job_id, None)
-            if root is not None:
+            roots = self.roots.pop(job_id, ())
+            if roots:
                 step = JobStep(job_id, *TREE)
-                self._look(step, tree(root, self.proc), self._uptime_s())
+                self._look(step, [pid for root in roots for pid in tree(root, self.proc)], self._uptime_s())
                 self._series.pop(step, None)
 
     def _look(self, step: JobStep, pids: list[int], uptime_s: float) -> _Series | None:

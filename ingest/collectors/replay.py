@@ -152,7 +152,7 @@ def read_recording(path: Path) -> dict[int, list[GpuReading]]:
     HardwareError
         There is no such file, or it has no column ``timestamp``.
     """
-    paths = [path] if path.is_file() else sorted([*path.glob("gpu/**/*.csv"), *path.glob("*.csv")])
+    paths = [path] if path.is_file() else sorted(path.glob("gpu/**/*.csv")) or sorted(path.glob("*.csv"))
     readings: dict[tuple[int, float], GpuReading] = {}
     for file in paths:
         extended = Path(str(file).replace("/gpu/", "/gpu_extended/"))

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from app.cli import run
 from app.commands.demo import demo
-from app.demo import SHIPPED_ARCHIVE, DemoReport, run_demo
+from app.demo import SHIPPED_ARCHIVES, DemoReport, run_demo
 from app.output import render
 from ingest.lake import Lake
 from ingest.runner import SerialRunner
@@ -38,9 +38,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("demo")
     told: list[str] = []
     report = run_demo(
-        SHIPPED_ARCHIVE, folder / "lake", folder / "out" / "demo.html", runner=SerialRunner(), tell=told.append
+        SHIPPED_ARCHIVES, folder / "lake", folder / "out" / "demo.html", runner=SerialRunner(), tell=told.append
     )
-    again = run_demo(SHIPPED_ARCHIVE, folder / "lake", folder / "again.html", runner=SerialRunner())
+    again = run_demo(SHIPPED_ARCHIVES, folder / "lake", folder / "again.html", runner=SerialRunner())
     return Run(report, told, again, folder)
 
 
@@ -53,26 +53,26 @@ def test_every_row_of_the_recording_is_accounted_for(shipped: Run):
 
 def test_each_job_gives_one_window_and_stands_in_one_class(shipped: Run):
     report = shipped.report
-    assert (report.jobs, report.windows, report.series_without_window, report.jobs_outside) == (142, 142, 0, 12)
-    assert sum(row.jobs for row in report.classes) == 142
+    assert (report.jobs, report.windows, report.series_without_window, report.jobs_outside) == (168, 168, 0, 12)
+    assert sum(row.jobs for row in report.classes) == 168
     assert {row.label for row in report.classes if row.outside} == OUTSIDE_KINDS
-    assert [row.jobs for row in report.classes if not row.outside] == [5] * CHALLENGE_CLASSES
+    assert [row.jobs for row in report.classes if not row.outside] == [6] * CHALLENGE_CLASSES
 
 
 def test_the_score_is_better_than_guessing_and_says_how_sure_it_is(shipped: Run):
     for figures, classes in ((shipped.report.accuracy, 26), (shipped.report.family_accuracy, 10)):
         assert figures["classes"] == classes
-        assert figures["jobs"] == 130
+        assert figures["jobs"] == 156
         assert figures["low_95pct"] < figures["accuracy"] < figures["high_95pct"]
         assert figures["low_95pct"] > max(figures["chance"], figures["majority"])
     assert shipped.report.family_accuracy["accuracy"] > shipped.report.accuracy["accuracy"]
-    assert shipped.report.family_accuracy["majority"] == pytest.approx(45 / 130)  # nine U-Nets of five jobs
+    assert shipped.report.family_accuracy["majority"] == pytest.approx(54 / 156)  # nine U-Nets of six jobs
 
 
 def test_recall_adds_up_to_the_accuracy_and_kinds_outside_have_none(shipped: Run):
     rows = shipped.report.classes
     hits = sum(row.jobs * row.recall for row in rows if row.recall is not None)
-    assert hits / 130 == pytest.approx(shipped.report.accuracy["accuracy"])
+    assert hits / 156 == pytest.approx(shipped.report.accuracy["accuracy"])
     assert all((row.recall is None) == row.outside for row in rows)
 
 
@@ -151,7 +151,7 @@ def test_the_command_prints_the_table_on_standard_output_and_the_steps_beside_it
 
 def test_as_json_what_is_not_known_is_null(shipped: Run):
     found = json.loads(render(shipped.report, "json"))
-    assert found["jobs"] == 142
+    assert found["jobs"] == 168
     assert found["classes"][0]["label"] == shipped.report.classes[0].label
     assert found["classes"][-1]["recall"] is None
 
@@ -180,7 +180,7 @@ def write_recording(folder: Path, jobs: dict[int, float]) -> Path:
 
 def test_without_labels_and_gpu_types_there_are_watts_but_no_score_and_no_bound(tmp_path: Path):
     archive = write_recording(tmp_path / "recording", {1: 100.0, 2: 200.0, 3: 240.0})
-    report = run_demo(archive, tmp_path / "lake", tmp_path / "demo.html", runner=SerialRunner())
+    report = run_demo([archive], tmp_path / "lake", tmp_path / "demo.html", runner=SerialRunner())
     assert (report.accuracy, report.family_accuracy) == ({}, {})
     assert "fewer than two classes" in report.score_note
     (row,) = report.classes

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "size": "tests.benchmarks.bench_ingest:size",
     "encodings": "tests.benchmarks.bench_encodings:encodings",
     "reads": "tests.benchmarks.bench_lake:lake_reads",
+    "features": "tests.benchmarks.bench_features:features",
     "help": "tests.benchmarks.bench_help:help_time",
     "collector": "tests.benchmarks.bench_collector:collector",
 }

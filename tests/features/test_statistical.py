@@ -24,6 +24,9 @@ def test_statistics_worked_out_by_hand():
     assert got["standard_deviation"] == pytest.approx(np.sqrt(2.5))  # deviations -2, 2, -1, 1 over n = 4
     assert (got["minimum"], got["maximum"]) == (1.0, 5.0)
     assert got["mean_abs_change"] == 3.0  # 4, 3, 2
+    assert got["cid_ce__normalize_False"] == pytest.approx(np.sqrt(29))  # 16 + 9 + 4
+    assert got["root_mean_square"] == pytest.approx(np.sqrt(11.5))  # 1, 25, 4, 16
+    assert got["count_above_mean"] == 2
     assert got["quantile__q_0.5"] == 3.0
     assert got["quantile__q_0.25"] == 1.75
     assert got["quantile__q_0.9"] == pytest.approx(4.7)
@@ -78,7 +81,10 @@ def test_each_agrees_with_numpy_over_what_is_there(values: np.ndarray):
         there = readings[~np.isnan(readings)]
         change = np.abs(np.diff(readings))
         change = change[~np.isnan(change)]
-        wanted = [NAN] * 4 if not len(there) else [there.mean(), there.std(), there.min(), there.max()]
+        wanted = [NAN] * 6
+        if len(there):
+            above = (there - there.min() > (there - there.min()).mean()).sum()
+            wanted = [there.mean(), there.std(), np.sqrt((there**2).mean()), above, there.min(), there.max()]
         wanted += [NAN if not len(there) else float(np.quantile(there, q)) for q in QUANTILES]
-        wanted += [NAN if not len(change) else float(change.mean())]
+        wanted += [NAN] * 2 if not len(change) else [float(change.mean()), float(np.sqrt((change**2).sum()))]
         np.testing.assert_allclose(row, wanted, rtol=1e-9, atol=1e-6)

@@ -1,0 +1,86 @@
+"""The feature sets by name: what their columns are called, and the function that fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from features.covariance import covariance, covariance_names
+from features.intervals import interval_names, intervals
+from features.low_overhead import low_overhead, low_overhead_names
+from features.spectral import spectral, spectral_names
+from features.statistical import statistic_names, statistics
+from features.windows import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class WindowShape:
+    """What the windows of one table have in common: their channels, their samples, and the samples of a second."""
+
+    channels: tuple[str, ...]
+    n_samples: int
+    samples_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    """A set of features.
+
+    ``names(shape)`` are the columns; ``features(values, shape)`` fills them, from windows of shape (n_windows,
+    n_channels, n_samples) to (n_windows, n_columns). ``version`` goes up whenever a column or a value changes, so that
+    tables of two versions are never mixed.
+    """
+
+    name: str
+    version: int
+    names: Callable[[WindowShape], list[str]]
+    features: Callable[[FloatArray, WindowShape], npt.NDArray[np.floating]]
+
+
+def _efficient_names(shape: WindowShape) -> list[str]:
+    from features.efficient import efficient_names
+
+    return efficient_names(shape.channels)
+
+
+def _efficient(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
+    from features.efficient import efficient
+
+    return efficient(values)
+
+
+FEATURE_SETS: dict[str, FeatureSet] = {
+    made.name: made
+    for made in (
+        FeatureSet("covariance", 1, lambda s: covariance_names(s.channels), lambda values, _: covariance(values)),
+        FeatureSet("statistical", 2, lambda s: statistic_names(s.channels), lambda values, _: statistics(values)),
+        FeatureSet("spectral", 1, lambda s: spectral_names(s.channels), lambda x, s: spectral(x, s.samples_per_s)),
+        FeatureSet("intervals", 1, lambda s: interval_names(s.channels, s.n_samples), lambda x, _: intervals(x)),
+        FeatureSet("low_overhead", 1, lambda s: low_overhead_names(s.channels), lambda x, _: low_overhead(x)),
+        FeatureSet("efficient", 1, _efficient_names, _efficient),
+    )
+}
+"""A new set is a line here. Compiled kernels are imported when their set is first used."""
+
+
+def find_set(name: str) -> FeatureSet:
+    """Return the feature set of this name.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists those there are.
+    """
+    if name not in FEATURE_SETS:
+        raise ValueError(f"no feature set is called {name!r}; choose among {', '.join(FEATURE_SETS)}")
+    return FEATURE_SETS[name]
+
+
+def shape_of(values: FloatArray, channels: Sequence[str], samples_per_s: float) -> WindowShape:
+    """Return the shape that names the columns of these windows; the channels must be as many as theirs."""
+    if values.ndim != 3 or values.shape[1] != len(channels):
+        raise ValueError(f"values have shape {values.shape}; give (n_windows, {len(channels)} channels, n_samples)")
+    return WindowShape(tuple(channels), values.shape[2], samples_per_s)

@@ -1,0 +1,82 @@
+"""The feature set `efficient` against tsfresh itself, column by column."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from features.efficient import CALCULATORS, efficient_names
+from features.windows import WindowSpec, cut_windows
+from ingest.lake import Lake
+from ingest.pipeline import ingest
+from ingest.runner import SerialRunner
+from tests.features.efficient_oracle import disagreements, tsfresh_features
+from tests.features.efficient_series import ILL_POSED, adversarial_series
+
+ADVERSARIAL = adversarial_series()
+QUICK = [
+    "1 equal",
+    "2 floats",
+    "3 integers",
+    "4 floats",
+    "7 equal",
+    "8 integers",
+    "10 floats",
+    "19 integers",
+    "21 floats",
+]
+QUICK += ["51 integers", "constant", "spike", "ties", "one missing", "infinite"]
+
+
+def unexpected(name: str) -> list[str]:
+    series = ADVERSARIAL[name]
+    found = disagreements(series, time_s=np.arange(len(series)) * 0.1)
+    return [line for line in found if name not in ILL_POSED.get(line.partition("__")[0].partition(":")[0], ())]
+
+
+@pytest.fixture(scope="module")
+def recorded(recording, tmp_path_factory) -> np.ndarray:
+    """Windows of 20 s, one of each recorded series."""
+    root = tmp_path_factory.mktemp("efficient") / "lake"
+    ingest(str(recording), root, runner=SerialRunner())
+    return cut_windows(Lake(root).scan("gpu_samples").collect(), WindowSpec(20)).values
+
+
+def test_the_columns_are_those_of_tsfresh_and_no_others():
+    theirs = tsfresh_features(np.arange(64.0), time_s=np.arange(64.0))
+    assert sorted(efficient_names(["power_w"], timewise=True)) == sorted(f"power_w__{name}" for name in theirs)
+    assert len(theirs) == 782
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_difficult_series_has_tsfresh_s_values(name):
+    assert unexpected(name) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ADVERSARIAL if name not in QUICK])
+def test_every_difficult_series_has_tsfresh_s_values(name):
+    assert unexpected(name) == []
+
+
+def test_a_recorded_window_has_tsfresh_s_values(recorded):
+    window = recorded[7].astype(np.float64)
+    assert [line for channel in window[[0, 6]] for line in disagreements(channel)] == []
+
+
+@pytest.mark.slow
+def test_recorded_windows_have_tsfresh_s_values_in_all_but_one_cell_of_two_thousand(recorded):
+    windows = recorded[:: max(1, len(recorded) // 10)].astype(np.float64)
+    found = [line for window in windows for channel in window for line in disagreements(channel)]
+    assert len(windows) >= 10
+    assert len(found) <= len(windows) * 7 * 777 / 2000, found
+    assert {line.partition("__")[0] for line in found} <= {
+        "ar_coefficient",
+        "number_cwt_peaks",
+        "augmented_dickey_fuller",
+    }, found
+
+
+def test_what_is_listed_as_ill_posed_exists():
+    assert set(ILL_POSED) <= set(CALCULATORS)
+    assert set().union(*ILL_POSED.values()) <= set(ADVERSARIAL)
