@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("app.commands.demo:demo", "The whole line once, on a recording that ships with jobwatt."),
     "lake": ("app.commands.lake:lake", "Fill a lake from raw telemetry, and look after it."),
     "collect": ("app.commands.collect:collect", "Collect telemetry of this node, or of one run of a command."),
+    "collect-prometheus": (
+        "app.commands.collect_prometheus:collect_prometheus",
+        "Collect what a Prometheus server holds of GPUs and nodes.",
+    ),
     "jobs": ("app.commands.jobs:jobs", "List the jobs of a lake, or show one."),
     "data": ("app.commands.data:data", "List public data sets, or fetch one."),
     "collect-slurm": ("app.commands.collect_slurm:collect_slurm", "Slurm's accounting into a spool, kept current."),

@@ -14,7 +14,7 @@ from ingest.rollup import join_pieces, summarise_jobs
 from ingest.schemas import DEVICES, QUALITY
 
 OUTSIDE_TOLERANCE_S: Final = 60
-_SAMPLE_KINDS = frozenset({"gpu", "gpu_extended", "nvidia_smi", "cpu", "node"})
+_SAMPLE_KINDS = frozenset({"gpu", "gpu_extended", "nvidia_smi", "smi_query", "smi_dmon", "cpu", "node"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from ingest.errors import JobwattError, LakeError, SourceError
 from ingest.head import STAGING, Head, find_parts, writing
 from ingest.quality import is_defect
 from ingest.records import (
+    UNTOLD,
     CommitResult,
     CommitSpec,
     FileRecord,
@@ -30,6 +31,7 @@ from ingest.records import (
     ScanFile,
     ScanResult,
     ScanSpec,
+    SmiOptions,
 )
 from ingest.runner import PoolRunner, Runner, usable_cores
 from ingest.shares import find_line_shifts, join_shares
@@ -102,6 +104,7 @@ def ingest(
     force: bool = False,
     anonymous: bool = False,
     max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES,
+    smi: SmiOptions = UNTOLD,
     progress: Callable[[Progress], None] | None = None,
 ) -> IngestReport:
     """Take an archive into a lake and return what became of it.
@@ -112,6 +115,7 @@ def ingest(
     cluster : name under which the rows stand; by default the layout's (supercloud, supercloud-hpca22, recording)
     runner : where the tasks run; a pool of as many processes as there are cores where None
     force : take files that became shorter
+    smi : what the output of nvidia-smi does not say of itself
     anonymous : access S3 without credentials
 
     Raises
@@ -134,7 +138,9 @@ def ingest(
         with writing(root) as head:
             run = _Run(root, head, active, progress)
             try:
-                result = run.ingest(where, cluster, force, anonymous, max_member_bytes)
+                result = run.ingest(
+                    where, cluster, force=force, anonymous=anonymous, max_member_bytes=max_member_bytes, smi=smi
+                )
             finally:
                 run.clean()
     except OSError as error:
@@ -166,14 +172,14 @@ class _Run:
         self._specs: dict[str, ScanSpec] = {}
 
     def ingest(
-        self, source: str, cluster: str | None, force: bool, anonymous: bool, max_member_bytes: int
+        self, source: str, cluster: str | None, *, force: bool, anonymous: bool, max_member_bytes: int, smi: SmiOptions
     ) -> CommitResult:
         """Plan, scan and commit."""
         self._clean_others()
         self._folder.mkdir(parents=True, exist_ok=True)
         staging, lake = str(self._folder), str(self._root)
         spec = PlanSpec(
-            source, lake, staging, self._runner.workers, self._head, cluster, anonymous, force, max_member_bytes
+            source, lake, staging, self._runner.workers, self._head, cluster, anonymous, force, max_member_bytes, smi
         )
         if isinstance(self._runner, PoolRunner):
             self._runner.warm(tasks.warm)

@@ -20,6 +20,7 @@ from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
 from ingest.sources.remote import is_url
 from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import Staging
+from ingest.succession import MARK
 
 LEAST_TASK_BYTES: Final = 4 * 1024**2
 GREATEST_TASK_BYTES: Final = 256 * 1024**2
@@ -63,7 +64,7 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     cluster = spec.cluster or supercloud.layout_of([m.plain_name for m in members])
     inputs = _inputs(spec, cluster)
     known = _known(inputs)
-    found = _sort(members, known, inputs)
+    found = _sort(members, known, inputs, spec.smi.node)
     found.ignored += [m.name for m in listing.members if root and not m.name.startswith(root + "/")]
     rows, texts = _look_into(found, spec)
     records = _refused_members(listing, root)
@@ -72,7 +73,9 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
     for member, (data, problem) in texts.items():
         tres.take(member, data, problem)
     files = tres.read_again(found.files)
-    template = ScanSpec((), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes)
+    template = ScanSpec(
+        (), spec.staging, "", "", spec.anonymous, spec.force, tres.names, spec.max_member_bytes, spec.smi
+    )
     specs, verify = _cut(files, template, spec)
     total = sum(file.stored_bytes for file in files)
     return IngestPlan(
@@ -97,7 +100,7 @@ def _known(inputs: pl.DataFrame) -> dict[str, Known]:
     return {known.name: known for known in (Known(*row) for row in rows.iter_rows())}
 
 
-def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) -> _Sorted:
+def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame, node: str) -> _Sorted:
     found = _Sorted()
     owners = _owners(inputs)
     by_kind = _by_kind(known, inputs)
@@ -106,6 +109,10 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
         name = member.plain_name
         kind = supercloud.classify(name)
         parsed = supercloud.parse_name(KINDS[kind], name) if kind in KINDS else None
+        alias = ""
+        if parsed is not None and KINDS[kind].is_of_node:
+            alias = f"{name}{MARK}{node}" if node and not parsed[1] else ""
+            parsed = (0, node or parsed[1])
         if kind == "other":
             found.ignored.append(member.name)
         elif name in seen:
@@ -116,17 +123,20 @@ def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame) 
             found.refused.append((member, "unknown_file", ""))
         elif parsed is None:
             found.refused.append((member, "bad_file_name", ""))
+        elif parsed == (0, "") and KINDS[kind].is_of_node:
+            found.refused.append(
+                (member, "bad_file_name", "no node in it; name it nvidia-smi-NODE.csv, or give --node")
+            )
         elif kind in _ONE_FILE_A_JOB and (owner := owners.setdefault((kind, parsed[0]), name)) != name:
             found.refused.append((member, "series_from_other_file", owner))
         else:
-            found.files.append(_file(member, kind, parsed, known.get(name), by_kind.get(kind, [])))
+            file = ScanFile(member, kind, *parsed, known.get(alias or name), alias=alias)
+            found.files.append(_anonymous(member, kind, by_kind.get(kind, [])) if KINDS[kind].is_anonymous else file)
         seen.add(name)
     return found
 
 
-def _file(member: Member, kind: str, parsed: tuple[int, str], known: Known | None, others: list[Known]) -> ScanFile:
-    if not KINDS[kind].is_anonymous:
-        return ScanFile(member, kind, parsed[0], parsed[1], known)
+def _anonymous(member: Member, kind: str, others: list[Known]) -> ScanFile:
     known, rest = (others[0], tuple(others[1:])) if others else (None, ())
     return ScanFile(member, kind, known=known, others=rest, is_anonymous=True)
 
@@ -283,7 +293,8 @@ def _can_share(file: ScanFile) -> bool:
     member = file.member
     if member.codec or is_url(member.location):
         return False
-    return KINDS[file.kind].table == "gpu_samples" and member.size > 2 * BLOCK_BYTES
+    kind = KINDS[file.kind]
+    return kind.table == "gpu_samples" and kind.parse is None and member.size > 2 * BLOCK_BYTES
 
 
 def cut_shares(file: ScanFile) -> list[ScanFile]:

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from ingest.head import Head
 from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES, Member
 
 CountKey = tuple[str, int | None, str, str]
 """File, job id, reason code, detail."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmiOptions:
+    """What the output of nvidia-smi does not say: node, zone of its times, the columns where it has no header."""
+
+    node: str = ""
+    time_zone: str = ""
+    columns: tuple[str, ...] = ()
+
+    @property
+    def mark(self) -> str:
+        """What tells a file read with these options from the same file read with others; '' for none."""
+        told = (self.node, self.time_zone, ",".join(self.columns))
+        return f"~{'~'.join(told)}" if any(told) else ""
+
+
+UNTOLD: Final = SmiOptions()
+"""The node is in the file's name, times are UTC, and there is a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +96,7 @@ class ScanSpec:
     force: bool = False
     tres_names: Mapping[int, str] = field(default_factory=dict)
     max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES
+    smi: SmiOptions = UNTOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +190,7 @@ class PlanSpec:
     anonymous: bool = False
     force: bool = False
     max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES
+    smi: SmiOptions = UNTOLD
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,10 @@ class Rows:
         return rows.with_columns(pl.lit(ordinal, pl.Int32).alias(batches.FILE))
 
     def _count_blank(self, file: ScanFile, text: bytes | memoryview, lines: int, rows: int) -> None:
-        """Count the blank lines of a text, if there may be any: of its ``lines`` a parser made so many ``rows``."""
+        """Count the lines of a text that are none, if there may be any: of ``lines`` a parser made so many ``rows``."""
         if lines != rows:
-            self.blank_lines[file.name] += lines - count_content(bytes(text))
+            count = KINDS[file.kind].count_rows or count_content
+            self.blank_lines[file.name] += lines - count(bytes(text))
 
     def take(self, file: ScanFile, header: Header, chunks: Iterable[bytes], line: int, source: Source) -> None:
         """Store the rows of one file in batches, each a part of its own; ``line`` is the number of the first."""
@@ -147,7 +148,7 @@ class Rows:
         """Yield the sound rows of a doubtful piece of text, the others going to quarantine."""
         kind = KINDS[file.kind]
         for piece in cut_pieces(body, CAREFUL_BYTES):
-            parsed = _parse_careful(piece, header, kind, line)
+            parsed = _parse_careful(piece, header, kind, line, state.context if state else self._context)
             self._staging.reject(
                 (file.name, number, 1, kind.table, reason, detail, raw)
                 for number, reason, detail, raw in parsed.rejected
@@ -230,9 +231,10 @@ class Rows:
             frame = pl.concat(frames, how="diagonal_relaxed")
             frame = batches.order(frame, kind.table).frame
         if kind.name_pattern is not None:
-            jobs = pl.Series([f.job_id for f in files], dtype=pl.Int64)
             at = frame[batches.FILE]
-            columns = [jobs[at].alias("job_id")]
+            columns: list[pl.Series] = []
+            if not kind.is_of_node:
+                columns.append(pl.Series([f.job_id for f in files], dtype=pl.Int64)[at].alias("job_id"))
             if kind.table == "gpu_samples":
                 names = list(dict.fromkeys(f.node for f in files))
                 nodes = pl.Series([f.node for f in files], dtype=pl.Enum(names))
@@ -283,6 +285,8 @@ def _parse_bodies(
     bodies: Sequence[bytes | memoryview], header: Header, kind: FileKind
 ) -> tuple[pl.DataFrame | None, list[int]]:
     """Return the typed rows of clean texts and the number of rows of each; None where any of them is doubtful."""
+    if kind.parse is not None:
+        return None, []
     if kind.table == "gpu_samples" and (found := quick.parse(bodies, header, kind.types)) is not None:
         return found
     rows = [count_newlines(body) for body in bodies]
@@ -293,7 +297,9 @@ def _parse_bodies(
     return frame, rows if len(bodies) > 1 else [frame.height]
 
 
-def _parse_careful(piece: bytes, header: Header, kind: FileKind, line: int) -> delimited.Parsed:
+def _parse_careful(piece: bytes, header: Header, kind: FileKind, line: int, context: Context) -> delimited.Parsed:
+    if kind.parse is not None:
+        return kind.parse(piece, header, line, context.smi)
     return delimited.parse_careful(
         piece,
         header,
@@ -308,7 +314,7 @@ def _parse_careful(piece: bytes, header: Header, kind: FileKind, line: int) -> d
 def _with_lines(kind: FileKind, header: Header, body: bytes, line: int, context: Context) -> Iterator[pl.DataFrame]:
     """Yield the sound rows of a text that has been parsed before, with their line numbers and raw lines."""
     for piece in cut_pieces(body, CAREFUL_BYTES):
-        parsed = _parse_careful(piece, header, kind, line)
+        parsed = _parse_careful(piece, header, kind, line, context)
         yield kind.finish(parsed.frame, context).frame
         line += piece.count(b"\n")
 

@@ -27,7 +27,7 @@ CHUNK_BYTES: Final = 4 * 1024**2
 
 _HEADER_BYTES = 256 * 1024
 _BLANK_BYTES = 4096
-_SEQUENTIAL = frozenset({"jobs", "node"})
+_SEQUENTIAL = frozenset({"jobs", "node", "smi_query", "smi_dmon"})
 
 
 def scan_files(spec: ScanSpec) -> ScanResult:
@@ -78,7 +78,7 @@ class _Scan:
         self._small: list[SmallFile] = []
         self._small_bytes = 0
         self._bytes_read = 0
-        self._rows = Rows(self.staging, Context(spec.tres_names))
+        self._rows = Rows(self.staging, Context(spec.tres_names, smi=spec.smi))
 
     def finish(self) -> ScanResult:
         """Parse what waits, close everything, and return the result."""
@@ -128,21 +128,21 @@ class _Scan:
         if self._is_settled(file, source) or (found := self._header(file, data, source)) is None:
             return
         header, offset = found
-        self._records.append(_record(file, header, source))
+        self._records.append(self._record(file, header, source, offset))
         if source.problem:
             self._rows.count(file, *source.problem)
             self._flush_small()
-            self._rows.take(file, header, [data[offset:]], 2, source)
+            self._rows.take(file, header, [data[offset:]], 1 + (offset > 0), source)
             return
         data = data if data.endswith(b"\n") else data + b"\n"
         if len(data) - offset <= _BLANK_BYTES and not data[offset:].strip():
-            self._rows.blank_lines[file.name] = source.count.lines - 1
+            self._rows.blank_lines[file.name] = source.count.lines - (offset > 0)
             return
         if file.kind in _SEQUENTIAL:
             self._flush_small()
-            self._rows.take(file, header, [data[offset:]], 2, source)
+            self._rows.take(file, header, [data[offset:]], 1 + (offset > 0), source)
             return
-        self._small.append(SmallFile(file, header, memoryview(data)[offset:], source.count.lines - 1))
+        self._small.append(SmallFile(file, header, memoryview(data)[offset:], source.count.lines - (offset > 0)))
         self._small_bytes += len(data)
         if self._small_bytes >= CHUNK_BYTES:
             self._flush_small()
@@ -154,7 +154,9 @@ class _Scan:
         header, offset = found
         self._flush_small()
         mark = self.staging.mark()
-        self._rows.take(file, header, delimited.iter_chunks(source, PIECE_BYTES, head[offset:]), 2, source)
+        self._rows.take(
+            file, header, delimited.iter_chunks(source, PIECE_BYTES, head[offset:]), 1 + (offset > 0), source
+        )
         if file.known and self._is_settled(file, source):
             self.staging.rollback(mark, file.name)
             return
@@ -164,7 +166,7 @@ class _Scan:
             return
         if source.problem:
             self._rows.count(file, *source.problem)
-        self._records.append(_record(file, header, source))
+        self._records.append(self._record(file, header, source, offset))
 
     def _read_share(self, file: ScanFile, source: Source) -> None:
         """Read the lines that begin in [start, stop) of a file that several tasks share."""
@@ -182,7 +184,7 @@ class _Scan:
             return
         if source.problem:
             self._rows.count(file, *source.problem)
-        record = replace(_record(file, header, source), rows_in=share.lines - is_first, lines=share.lines)
+        record = replace(self._record(file, header, source, offset), rows_in=share.lines - is_first, lines=share.lines)
         self._records.append(replace(record, size=share.hash.size, checksum=",".join(share.hash.blocks())))
 
     def _is_settled(self, file: ScanFile, source: Source) -> bool:
@@ -190,7 +192,7 @@ class _Scan:
         known = file.known
         if known is None:
             return False
-        if (same := file.find_same(source.hash.size, join_blocks(source.hash.blocks()))) is not None:
+        if (same := file.find_same(source.hash.size, self._checksum(file, source))) is not None:
             record = FileRecord(same.name, file.kind, "unchanged", same.size, same.checksum)
             self._records.append(replace(record, rows_in=same.rows_in, rows_unchanged=same.rows_in))
             return True
@@ -202,14 +204,29 @@ class _Scan:
             return True
         return False
 
+    def _record(self, file: ScanFile, header: Header, source: Source, offset: int) -> FileRecord:
+        """Return the record of a file whose rows begin at ``offset``: after a line of names, or with its first line."""
+        status = "replaced" if file.known else "new"
+        size, checksum = source.hash.size, self._checksum(file, source)
+        record = FileRecord(file.name, file.kind, status, size, checksum, unknown_columns=header.unknown)
+        return replace(record, rows_in=source.count.lines - (offset > 0))
+
+    def _checksum(self, file: ScanFile, source: Source) -> str:
+        """Return the checksum of a file; where its meaning hangs on options, they are part of it."""
+        checksum = join_blocks(source.hash.blocks())
+        return checksum + self._spec.smi.mark if KINDS[file.kind].parse is not None else checksum
+
     def refuse(self, file: ScanFile, reason: str, detail: str, rows: int) -> None:
         """Refuse a whole file; its rows count as quarantined."""
         self._records.append(refusal(file.name, file.kind, reason, detail, rows))
 
     def _header(self, file: ScanFile, head: bytes, source: Source) -> tuple[Header, int] | None:
         """Return the mapped header and where the rows begin, or None where the file had to be refused."""
-        names, offset = delimited.split_header(head)
         kind = KINDS[file.kind]
+        if kind.read_header is not None:
+            names, offset = kind.read_header(head, self._spec.smi)
+        else:
+            names, offset = delimited.split_header(head)
         header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
         is_first, is_share = file.start == 0, file.stop is not None
         problem, has_rows = _header_problem(head, header, kind, is_whole=source.ended)
@@ -247,7 +264,7 @@ def _header_problem(
 ) -> tuple[tuple[str, str] | None, bool]:
     """Return why a file with such a header is refused, if it is, and whether it has rows that can be told apart."""
     if not header.names:
-        return ("empty_file", "no header"), True
+        return ("no_header", "") if kind.read_header and head.strip() else ("empty_file", "no header"), True
     if b"\n" not in head and not is_whole:
         return ("too_large", f"a header of over {len(head)} bytes"), False
     if any("\r" in name for name in header.names):
@@ -257,10 +274,3 @@ def _header_problem(
         absent = [name for name in header.missing if kind.column_map.get(name) in kind.required]
         return ("missing_column", ", ".join(absent or sorted(needed))), True
     return None, True
-
-
-def _record(file: ScanFile, header: Header, source: Source) -> FileRecord:
-    status = "replaced" if file.known else "new"
-    checksum = join_blocks(source.hash.blocks())
-    record = FileRecord(file.name, file.kind, status, source.hash.size, checksum, unknown_columns=header.unknown)
-    return replace(record, rows_in=source.count.lines - 1)

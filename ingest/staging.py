@@ -115,7 +115,8 @@ class Staging:
         self._count_nulls(frame, inputs)
 
     def _count_nulls(self, frame: pl.DataFrame, inputs: Sequence[str]) -> None:
-        columns = [name for name in frame.columns if name in LIMITS and frame[name].null_count()]
+        limited = [name for name in frame.columns if name in LIMITS and name != "job_id"]  # an idle GPU has no job
+        columns = [name for name in limited if frame[name].null_count()]
         if columns:
             for file, *nulls in frame.group_by("file").agg(pl.col(columns).null_count()).iter_rows():
                 for column, n in zip(columns, nulls, strict=True):

@@ -21,7 +21,8 @@ from ingest.schemas import SERIES_KEY, TIME
 from ingest.sources.supercloud_columns import KINDS
 
 MARK: Final = "@"
-"""Between a file's name and that of the archive from which it came, where the lake has another one of that name."""
+"""Between a file's name and that of the archive from which it came, where the lake has another one of that name, or
+that of the node which an option told."""
 
 _ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar", ".csv.gz", ".csv.zst", ".csv")
 _NOUN: Final = {"node": "nodes", "nvidia_smi": "series"}

@@ -33,6 +33,19 @@ def _cluster_name(ctx: click.Context, parameter: click.Parameter, name: str | No
         raise click.BadParameter(str(error)) from error
 
 
+def _time_zone(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    from zoneinfo import ZoneInfo
+
+    try:
+        return name if name is None else ZoneInfo(name).key
+    except (KeyError, ValueError, OSError) as error:
+        raise click.BadParameter(f"{name!r} is no time zone; give a name such as UTC or Europe/Berlin") from error
+
+
+def _names(columns: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (columns or "").split(",") if name.strip())
+
+
 @lake.command()
 @click.argument("path")
 @with_lake
@@ -51,6 +64,13 @@ def _cluster_name(ctx: click.Context, parameter: click.Parameter, name: str | No
     type=click.FloatRange(min=0, min_open=True),
     help="Refuse what inflates past this.",
 )
+@click.option(
+    "--node", callback=_cluster_name, help="Node that the output of nvidia-smi is of.  [default: from its name]"
+)
+@click.option(
+    "--time-zone", callback=_time_zone, help="Zone of the times of nvidia-smi, as in Europe/Berlin.  [default: UTC]"
+)
+@click.option("--columns", help="What --query-gpu was, for output of nvidia-smi without a header.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: on a terminal]")
 @with_format
 def ingest(
@@ -65,6 +85,9 @@ def ingest(
     force: bool,
     anonymous: bool,
     max_member_gib: float | None,
+    node: str | None,
+    time_zone: str | None,
+    columns: str | None,
     progress: bool | None,
 ) -> None:
     """Ingest PATH into a lake: a folder, a .tar, .tar.gz, .tar.zst, a single file, or a URL such as s3://bucket/prefix.
@@ -72,11 +95,15 @@ def ingest(
     The layout is detected. What cannot be taken goes to the table `quarantine` with its reason, and the exit code is 3.
     Ingesting the same again changes nothing; a file that has grown replaces its old rows.
 
+    What nvidia-smi printed is taken too: nvidia-smi-NODE.csv (--query-gpu=timestamp,index,...) and dmon-NODE.log (dmon
+    -o DT). Its times are local ones: give --time-zone, unless they are UTC.
+
     Example: jobwatt lake ingest recording.tar.zst --lake data/lake --workers 4
     """
     if scheduler and slurm:
         raise click.UsageError("--scheduler and --slurm exclude each other; give one of them.")
     from ingest.pipeline import ingest as ingest_into
+    from ingest.records import SmiOptions
     from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
 
     root = load(lake=lake).lake
@@ -95,6 +122,7 @@ def ingest(
             force=force,
             anonymous=anonymous,
             max_member_bytes=most_bytes,
+            smi=SmiOptions(node or "", time_zone or "", _names(columns)),
             progress=None if bar is None else tell,
         )
     show(report)

@@ -206,7 +206,7 @@ def parse_careful(
     exact : columns (ids) that must be written as plain integers
     extras : columns of which a bad cell costs the cell, not the row
     """
-    lines, numbers, rejected = _split_lines(body, first_line)
+    lines, numbers, rejected = split_lines(body, first_line)
     fields = _split_fields(lines)
     good: list[list[str]] = []
     keep_number: list[int] = []
@@ -223,13 +223,13 @@ def parse_careful(
     text = pl.DataFrame(
         {c: pl.Series(cells_by_field[i], dtype=pl.String) for i, c in enumerate(header.columns) if c is not None}
     ).with_columns(pl.Series("line", keep_number, dtype=pl.Int64), pl.Series("raw", keep_raw, dtype=pl.String))
-    frame, bad, sentinels, bad_extras = _type_cells(text, types, required, exact, extras)
+    frame, bad, sentinels, bad_extras = type_cells(text, types, required, exact, extras)
     rejected += bad
     rejected.sort()
     return Parsed(frame, rejected, sentinels, bad_extras)
 
 
-def _split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], list[tuple[int, str, str, str]]]:
+def split_lines(body: bytes, first_line: int) -> tuple[list[str], list[int], list[tuple[int, str, str, str]]]:
     lines: list[str] = []
     numbers: list[int] = []
     rejected: list[tuple[int, str, str, str]] = []
@@ -267,7 +267,7 @@ def _split_quoted(line: str) -> list[str]:
         return line.split(",")
 
 
-def _type_cells(
+def type_cells(
     text: pl.DataFrame,
     types: Mapping[str, pl.DataType],
     required: frozenset[str],

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ingest.errors import SourceError
+from ingest.sources import nvidia_smi
 from ingest.sources.file_kind import FileKind
 from ingest.sources.sacct_files import is_accounting
 
@@ -48,9 +49,12 @@ def find_root(names: list[str]) -> str:
     """
     roots = {root for name in names if (root := _root_of(PurePosixPath(name))) is not None}
     if not roots:
+        folders = [name.rpartition("/") for name in names]
+        roots = {folder for folder, _, file in folders if nvidia_smi.classify(_plain(file))}
+    if not roots:
         raise SourceError(
             "no table of the Datacenter Challenge or HPCA'22 layout found; expected slurm-log.csv, gpu/NNNN/…csv, "
-            f"nvidia_smi.csv, … among {len(names)} files"
+            f"nvidia_smi.csv, nvidia-smi-NODE.csv, … among {len(names)} files"
         )
     if len(roots) > 1:
         raise SourceError(f"several releases side by side ({', '.join(sorted(roots))}); give one of them")
@@ -64,8 +68,11 @@ def _root_of(path: PurePosixPath) -> str | None:
             return "/".join(parts[:i])
     if is_accounting(path.name):
         return "/".join(parts[: -2 if parts[-2:-1] == ("jobs",) else -1])
-    plain = path.name.removesuffix(".gz").removesuffix(".zst")
-    return "/".join(parts[:-1]) if plain in _ROOT_FILES else None
+    return "/".join(parts[:-1]) if _plain(path.name) in _ROOT_FILES else None
+
+
+def _plain(file: str) -> str:
+    return file.removesuffix(".gz").removesuffix(".zst")
 
 
 def classify(name: str) -> str:
@@ -77,6 +84,8 @@ def classify(name: str) -> str:
     ['gpu', 'cpu_summary', 'unknown', 'other']
     """
     folder, _, file = name.rpartition("/")
+    if not folder and (kind := nvidia_smi.classify(file)):
+        return kind
     if folder in ("", "jobs") and is_accounting(file):
         return "sacct"
     if file in _DERIVED or not file.endswith((".csv", ".txt")):
@@ -93,6 +102,8 @@ def layout_of(names: list[str]) -> str:
     top = {name.split("/")[0] for name in names}
     if top & _HPCA_FILES:
         return "supercloud-hpca22"
+    if any(nvidia_smi.classify(name) for name in top) and not top & (_ROOT_FILES.keys() | _FOLDERS.keys()):
+        return "nvidia-smi"
     if all(classify(name) in ("sacct", "other") for name in names):
         return "slurm"
     return "recording" if top & _RECORDING_FILES or "gpu_extended" in top else "supercloud"
@@ -111,7 +122,7 @@ def parse_name(kind: FileKind, name: str) -> tuple[int, str] | None:
     if match is None:
         return None
     groups = match.groupdict()
-    return int(groups["job"]), groups.get("node") or ""
+    return int(groups.get("job") or 0), groups.get("node") or ""
 
 
 def parse_tres_mapping(text: str) -> tuple[dict[int, str], list[tuple[int, str]], int]:

@@ -17,12 +17,12 @@ from typing import Final
 import polars as pl
 
 from ingest.reference import workload_classes
-from ingest.schemas import TABLES, TIME
-from ingest.sources import slurm_log
+from ingest.schemas import TABLES
+from ingest.sources import nvidia_smi, slurm_log
 from ingest.sources.cpu_summary import CPU_SUMMARY_COLUMN_MAP
-from ingest.sources.file_kind import Context, FileKind, Finished
+from ingest.sources.file_kind import Context, FileKind, Finished, epoch_to_time
 from ingest.sources.throttle import parse_throttle
-from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J, US_PER_S
+from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J
 
 GPU_COLUMN_MAP: Final = {
     "timestamp": "time_epoch_s",
@@ -164,11 +164,6 @@ def _types(table: str, column_map: Mapping[str, str], **own: pl.DataType) -> dic
     return {column: own.get(column) or lake[column] for column in column_map.values()}
 
 
-def epoch_to_time(column: str = "time_epoch_s") -> pl.Expr:
-    """Return an expression: seconds since 1970 (float64, exact to a microsecond until 2100) to the lake's time."""
-    return (pl.col(column) * US_PER_S).round().cast(pl.Int64).cast(TIME).alias("time")
-
-
 def _time_columns(frame: pl.DataFrame) -> list[pl.Expr]:
     """Return the expression of ``time`` where the parser left epoch seconds."""
     return [epoch_to_time()] if "time_epoch_s" in frame.columns else []
@@ -274,6 +269,7 @@ _GPU_IGNORED = frozenset({"", "Unnamed: 0", "ElapsedTime"})
 KINDS: Final[dict[str, FileKind]] = {
     kind.name: kind
     for kind in (
+        *nvidia_smi.KINDS,
         FileKind(
             "gpu",
             "gpu_samples",

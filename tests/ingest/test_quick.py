@@ -180,11 +180,12 @@ def test_without_a_compiler_the_build_goes_on(tmp_path: Path) -> None:
 IN_A_LOCALE = """
 import locale, sys
 from pathlib import Path
-from ingest.sources import delimited, quick, supercloud
+from ingest.sources import delimited, quick
+from ingest.sources.supercloud_columns import KINDS
 
 locale.setlocale(locale.LC_ALL, sys.argv[1])
 assert locale.localeconv()["decimal_point"] == ","
-kind = supercloud.KINDS["gpu"]
+kind = KINDS["gpu"]
 names, body = sys.argv[2].split(","), sys.argv[3].encode()
 header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
 frame, _ = quick.parse([body], header, kind.types)

@@ -1,0 +1,331 @@
+"""What nvidia-smi prints becomes rows: columns by name, units off, local time placed, and every line accounted for."""
+
+from __future__ import annotations
+
+import gzip
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from app.cli import USAGE, run
+from ingest.records import SmiOptions
+from ingest.sources import nvidia_smi
+from ingest.sources.delimited import Header, map_header
+from tests.small_sources import Taken, lines, take, take_twice, write
+
+QUERY = (
+    "timestamp, index, power.draw [W], utilization.gpu [%], utilization.memory [%], memory.free [MiB], "
+    "memory.used [MiB], temperature.gpu, temperature.memory, clocks.current.sm [MHz], clocks.current.memory [MHz], "
+    "enforced.power.limit [W], clocks_throttle_reasons.active, pcie.link.width.current"
+)
+SAMPLE = (
+    "2026/11/24 22:42:00.123, 1, 123.45 W, 55 %, 12 %, 141000 MiB, 2048 MiB, 40, 41, 1980 MHz, 3201 MHz, "
+    "700.00 W, 0x0000000000000004, 16"
+)
+PLAIN_SAMPLE = (
+    "2026/11/24 22:42:00.123, 1, 123.45, 55, 12, 141000, 2048, 40, 41, 1980, 3201, 700.00, 0x0000000000000004, 16"
+)
+KNOWN = {
+    "job_id": None,
+    "node": "n1",
+    "gpu_index": 1,
+    "time": datetime(2026, 11, 24, 22, 42, 0, 123_000, tzinfo=UTC),
+    "gpu_util_pct": 55,
+    "memory_util_pct": 12,
+    "memory_free_mib": 141_000,
+    "memory_used_mib": 2048,
+    "gpu_temp_c": 40,
+    "memory_temp_c": 41,
+    "power_w": pytest.approx(123.45),
+    "pcie_link_width": 16,
+    "power_avg_w": None,
+    "energy_counter_j": None,
+    "sm_clock_mhz": 1980,
+    "mem_clock_mhz": 3201,
+    "power_limit_w": 700.0,
+    "throttle": 4,
+    "cluster": "nvidia-smi",
+}
+SHORT = "timestamp, index, power.draw [W]"
+DMON = lines(
+    "#Date       Time        gpu    pwr  gtemp  mtemp     sm    mem   mclk   pclk     fb ",
+    "#YYYYMMDD   HH:MM:SS    Idx      W      C      C      %      %    MHz    MHz     MB ",
+    " 20261124   22:42:00      0    123     40      -     55     12   3201   1980   2048 ",
+    "",
+    " 20261124   22:42:01      0    124      -      -     56     12   3201   1980   2049 ",
+)
+
+
+def samples(taken: Taken) -> list[dict[str, object]]:
+    """All GPU samples, in order of time."""
+    return taken.lake.scan("gpu_samples").collect().sort("time", "gpu_index").to_dicts()
+
+
+def take_query(folder: Path, *rows: str, header: str = SHORT, **options: str) -> Taken:
+    """Ingest one file of query output."""
+    source = write(folder, "nvidia-smi-n1.csv", lines(header, *rows))
+    return take(source, folder / "lake", smi=SmiOptions(**options))
+
+
+@pytest.mark.parametrize("sample", [SAMPLE, PLAIN_SAMPLE], ids=["units", "nounits"])
+def test_every_column_of_query_output_is_taken_with_its_unit_off(tmp_path, sample):
+    source = write(tmp_path, "nvidia-smi-n1.csv", lines(QUERY, sample))
+    assert samples(take_twice(source, tmp_path / "lake", smi=SmiOptions(time_zone="UTC"))) == [KNOWN]
+
+
+def test_output_without_a_header_is_read_with_the_columns_that_are_told(tmp_path):
+    source = write(tmp_path, "nvidia-smi-n1.csv", lines("2026/11/24 22:42:00.000, 0, 5 W", "2026/11/24 x, 0, 5 W"))
+    taken = take(source, tmp_path / "lake", smi=SmiOptions(columns=("timestamp", "index", "power.draw")))
+    assert [row["power_w"] for row in samples(taken)] == [5.0]
+    assert taken.rejected() == [("nvidia-smi-n1.csv", 2, "wrong_type", "2026/11/24 x, 0, 5 W")]
+
+
+def test_output_without_a_header_and_without_columns_is_refused_with_all_its_rows(tmp_path):
+    source = write(tmp_path, "nvidia-smi-n1.csv", lines(SAMPLE, SAMPLE))
+    assert take_twice(source, tmp_path / "lake").refused() == [("nvidia-smi-n1.csv", "no_header", 2)]
+
+
+def test_query_output_without_a_time_is_refused_by_the_name_of_what_it_lacks(tmp_path):
+    taken = take_query(tmp_path, "0, 5 W", header="index, power.draw [W]")
+    assert taken.refused() == [("nvidia-smi-n1.csv", "missing_column", 1)]
+    assert taken.counted() == {("missing_column", "timestamp"): 1}
+
+
+def test_a_value_that_the_driver_does_not_have_is_null_and_not_zero(tmp_path):
+    rows = [
+        f"2026/11/24 22:42:0{i}, 0, {word}"
+        for i, word in enumerate(["5 W", "[N/A]", "[Not Supported]", "[Unknown Error]", "[GPU is lost]", "N/A", ""])
+    ]
+    taken = take_query(tmp_path, *rows, time_zone="UTC")
+    assert [row["power_w"] for row in samples(taken)] == [5.0, *[None] * 6]
+    assert taken.counted() == {("missing_value", "power_w"): 6}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("2026/11/24 22:42:00, 0, 99999 W", "out_of_range"),
+        ("2026/11/24 22:42:00, 0, 0.1 kW", "wrong_type"),
+        ("2026/11/24 22:42:00, 0, much", "wrong_type"),
+        ("2026/13/24 22:42:00, 0, 5 W", "wrong_type"),
+        ("1960/11/24 22:42:00, 0, 5 W", "out_of_range"),
+        (", 0, 5 W", "missing_key"),
+        ("2026/11/24 22:42:00, , 5 W", "missing_key"),
+        ("2026/11/24 22:42:00, 0", "too_few_fields"),
+        ("2026/11/24 22:42:00, 0, 5 W, 6", "too_many_fields"),
+        ("Unable to determine the device handle for GPU: Unknown Error", "too_few_fields"),
+    ],
+)
+def test_a_line_that_cannot_be_taken_goes_to_quarantine_as_it_was_written(tmp_path, row, reason):
+    taken = take_query(tmp_path, "2026/11/24 22:41:00, 0, 5 W", row)
+    assert taken.rejected() == [("nvidia-smi-n1.csv", 3, reason, row)]
+    assert len(samples(taken)) == 1
+
+
+def test_a_header_repeated_by_an_appended_run_is_no_row(tmp_path):
+    taken = take_query(tmp_path, "2026/11/24 22:42:00, 0, 5 W", SHORT, "", "2026/11/24 22:42:01, 0, 6 W")
+    assert [row["power_w"] for row in samples(taken)] == [5.0, 6.0]
+    assert taken.report.rows_in == 2
+
+
+def test_rows_below_another_header_are_set_apart_since_their_columns_mean_something_else(tmp_path):
+    other = "2026/11/24 22:42:01, 0, 60"
+    taken = take_query(
+        tmp_path,
+        "2026/11/24 22:42:00, 0, 5 W",
+        "timestamp, index, temperature.gpu",
+        other,
+        SHORT,
+        "2026/11/24 22:42:02, 0, 7",
+    )
+    assert [row["power_w"] for row in samples(taken)] == [5.0, 7.0]
+    assert taken.rejected() == [("nvidia-smi-n1.csv", 4, "header_changed", other)]
+
+
+def test_a_first_cell_that_looks_like_a_column_is_not_taken_for_a_header(tmp_path):
+    header = "name, timestamp, index, power.draw [W]"
+    taken = take_query(
+        tmp_path, "Model.X, 2026/11/24 22:42:00, 0, 5 W", "index, 2026/11/24 22:42:01, 0, 6 W", header=header
+    )
+    assert [row["power_w"] for row in samples(taken)] == [5.0, 6.0]
+
+
+def test_second_names_stand_in_only_where_the_first_name_is_absent(tmp_path):
+    taken = take_query(
+        tmp_path,
+        "2026/11/24 22:42:00, 0, 7 W, 300 W, 900 MHz",
+        header="timestamp, index, power.draw.instant [W], power.limit [W], clocks.sm [MHz]",
+    )
+    assert [(r["power_w"], r["power_limit_w"], r["sm_clock_mhz"]) for r in samples(taken)] == [(7.0, 300.0, 900)]
+    both = take_query(
+        tmp_path / "both",
+        "2026/11/24 22:42:00, 0, 7 W, 5 W",
+        header="timestamp, index, power.draw.instant [W], power.draw [W]",
+    )
+    assert [row["power_w"] for row in samples(both)] == [5.0]
+    assert list(both.report.unknown_columns) == ["power.draw.instant [W]"]
+
+
+def test_a_column_in_another_unit_than_expected_is_not_taken(tmp_path):
+    taken = take_query(tmp_path, "2026/11/24 22:42:00, 0, 5000 mW", header="timestamp, index, power.draw [mW]")
+    assert [row["power_w"] for row in samples(taken)] == [None]
+    assert list(taken.report.unknown_columns) == ["power.draw [mW]"]
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def test_local_times_are_placed_by_the_zone_that_is_told(tmp_path):
+    taken = take_query(tmp_path, "2026/07/01 12:00:00.5, 0, 5 W", time_zone="America/New_York")
+    assert [row["time"] for row in samples(taken)] == [datetime(2026, 7, 1, 16, 0, 0, 500_000, tzinfo=UTC)]
+    assert taken.counted() == {}
+
+
+def test_without_a_zone_times_are_taken_as_utc_and_that_is_counted_as_a_remark(tmp_path):
+    taken = take_query(tmp_path, "2026/07/01 12:00:00, 0, 5 W", "2026/07/01 12:00:01, 0, 5 W")
+    assert samples(taken)[0]["time"] == datetime(2026, 7, 1, 12, tzinfo=UTC)
+    assert taken.counted() == {("time_zone_assumed", "UTC"): 2}
+    assert not taken.report.partial
+
+
+def test_hours_that_the_clock_shows_twice_or_never_are_set_apart(tmp_path):
+    twice, never = "2026/10/25 02:30:00, 0, 5 W", "2026/03/29 02:30:00, 0, 5 W"
+    taken = take_query(tmp_path, twice, never, "2026/10/25 03:30:00, 0, 5 W", time_zone="Europe/Berlin")
+    assert [(line, reason, raw) for _, line, reason, raw in taken.rejected()] == [
+        (2, "ambiguous_time", twice),
+        (3, "ambiguous_time", never),
+    ]
+    assert [row["time"] for row in samples(taken)] == [datetime(2026, 10, 25, 2, 30, tzinfo=UTC)]
+
+
+def test_the_same_file_in_another_zone_or_of_another_node_is_read_again(tmp_path):
+    row = "2026/07/01 12:00:00, 0, 5 W"
+    take_query(tmp_path, row)
+    take_query(tmp_path, row, time_zone="Asia/Tokyo")
+    taken = take_query(tmp_path, row, time_zone="Asia/Tokyo", node="other")
+    assert [(r["node"], r["time"]) for r in samples(taken)] == [("other", datetime(2026, 7, 1, 3, tzinfo=UTC))]
+    again = take_query(tmp_path, row, time_zone="Asia/Tokyo", node="other")
+    assert again.report.rows_unchanged == 1
+
+
+# -- dmon --------------------------------------------------------------------------------------------------------------
+
+
+def test_dmon_text_with_date_and_time_is_taken_and_its_dashes_are_null(tmp_path):
+    source = write(tmp_path, "dmon-n1.log", DMON + DMON.splitlines()[0] + "\n")
+    taken = take_twice(source, tmp_path / "lake", smi=SmiOptions(time_zone="UTC"))
+    assert [
+        (r["node"], r["time"].second, r["power_w"], r["gpu_temp_c"], r["memory_temp_c"], r["sm_clock_mhz"])
+        for r in samples(taken)
+    ] == [("n1", 0, 123.0, 40, None, 1980), ("n1", 1, 124.0, None, None, 1980)]
+    assert [(r["gpu_util_pct"], r["mem_clock_mhz"], r["memory_used_mib"]) for r in samples(taken)] == [
+        (55, 3201, 2048),
+        (56, 3201, 2049),
+    ]
+    assert taken.report.rows_in == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "lacking"),
+    [("# gpu   pwr", ("Date", "Time")), ("#Time        gpu   pwr", ("Date",)), ("#Date       gpu   pwr", ("Time",))],
+)
+def test_dmon_text_that_does_not_say_when_is_refused(tmp_path, header, lacking):
+    source = write(tmp_path, "dmon-n1.txt", lines(header, "# Idx     W", "    0    70"))
+    taken = take_twice(source, tmp_path / "lake")
+    assert taken.refused() == [("dmon-n1.txt", "missing_column", 2)]
+    assert taken.counted() == {("missing_column", ", ".join(lacking)): 2}
+
+
+def test_dmon_rows_before_a_header_of_other_columns_are_doubtful_in_a_piece_that_begins_with_them():
+    header = map_header(
+        ["Date", "Time", "gpu", "pwr"], nvidia_smi.DMON_COLUMN_MAP, nvidia_smi.DMON_OPTIONAL_COLUMN_MAP, frozenset()
+    )
+    piece = lines(" 20261124 22:42:00 0 70", "#Date Time gpu gtemp", " 20261124 22:42:01 0 71")
+    parsed = nvidia_smi.parse_dmon(piece.encode(), header, 900, SmiOptions())
+    assert [(line, reason) for line, reason, _, _ in parsed.rejected] == [
+        (900, "header_changed"),
+        (902, "header_changed"),
+    ]
+    assert parsed.frame.height == 0
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_node_comes_from_the_file_name_or_an_option_and_else_the_file_is_refused(tmp_path):
+    source = write(tmp_path, "in/nvidia-smi.csv", lines(SHORT, "2026/11/24 22:42:00, 0, 5 W")).parent
+    assert take(source, tmp_path / "lake").refused() == [("nvidia-smi.csv", "bad_file_name", 1)]
+    assert [row["node"] for row in samples(take(source, tmp_path / "lake2", smi=SmiOptions(node="n7")))] == ["n7"]
+
+
+def test_files_of_one_name_stand_beside_each_other_where_an_option_tells_their_nodes(tmp_path):
+    row = "2026/11/24 22:42:00, 0, 5 W"
+    source = write(tmp_path, "nvidia-smi.csv", lines(SHORT, row))
+    take(source, tmp_path / "lake", smi=SmiOptions(node="n1"))
+    write(tmp_path, "nvidia-smi.csv", lines(SHORT, row, row.replace("00,", "01,")))
+    taken = take_twice(source, tmp_path / "lake", smi=SmiOptions(node="n2"))
+    assert [row["node"] for row in samples(taken)] == ["n1", "n2", "n2"]
+
+
+def test_remarks_of_dmon_in_a_file_of_several_pieces_are_no_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.scan.CHUNK_BYTES", 500)
+    monkeypatch.setattr("ingest.scan.PIECE_BYTES", 300)
+    monkeypatch.setattr("ingest.reading.PIECE_BYTES", 300)
+    names, units = DMON.splitlines()[:2]
+    rows = [
+        f" 20261124   22:42:{i:02d}      0    123     40      -     55     12   3201   1980   2048" for i in range(60)
+    ]
+    text = lines(*(line for row in rows for line in (names, units, "", row)), "# cut sho").rstrip("\n")
+    taken = take_twice(write(tmp_path, "dmon-n1.log", text), tmp_path / "lake")
+    assert (taken.report.rows_in, taken.report.rows_out) == (60, 60)
+
+
+def test_files_of_several_nodes_and_kinds_in_one_folder_stay_apart(tmp_path):
+    write(tmp_path, "in/nvidia-smi-r1.n2.csv", lines(SHORT, "2026/11/24 22:42:00, 0, 5 W"))
+    write(tmp_path, "in/dmon-n3.log", DMON)
+    write(tmp_path, "in/notes.log", "nothing\n")
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert sorted({row["node"] for row in samples(taken)}) == ["n3", "r1.n2"]
+    assert taken.report.ignored_files == ["notes.log"]
+
+
+def test_a_folder_above_the_files_and_compression_change_nothing(tmp_path):
+    path = write(
+        tmp_path, "in/rec/nvidia-smi-n1.csv.gz", gzip.compress(lines(SHORT, "2026/11/24 22:42:00, 0, 5 W").encode())
+    )
+    assert [row["node"] for row in samples(take_twice(path.parents[1], tmp_path / "lake"))] == ["n1"]
+
+
+def test_a_file_of_several_batches_keeps_every_row_and_the_right_line_of_a_bad_one(tmp_path):
+    start = datetime(2026, 11, 24).timestamp()
+    times = [datetime.fromtimestamp(start + i / 10).strftime("%Y/%m/%d %H:%M:%S.%f")[:-3] for i in range(100_000)]
+    rows = [f"{t}, 0, {100 + i % 50}.00 W, some words" for i, t in enumerate(times)]
+    rows[90_000] = "2026/11/24 02:30:00.000, 0, x W, some words"
+    taken = take_query(tmp_path, *rows, header=f"{SHORT}, name")
+    assert (taken.report.rows_in, taken.report.rows_out) == (100_000, 99_999)
+    assert [(line, reason) for _, line, reason, _ in taken.rejected()] == [(90_002, "wrong_type")]
+    watts = taken.lake.scan("gpu_samples").select(pl.col("power_w").sum()).collect().item()
+    assert watts == sum(100 + i % 50 for i in range(100_000)) - 100
+
+
+def test_an_unknown_time_zone_is_wrong_usage(tmp_path, capsys):
+    source = write(tmp_path, "nvidia-smi-n1.csv", lines(SHORT))
+    assert run(["lake", "ingest", str(source), "--lake", str(tmp_path / "lake"), "--time-zone", "Mars/Base"]) == USAGE
+    assert "'Mars/Base' is no time zone" in capsys.readouterr().err
+
+
+def test_the_command_takes_node_zone_and_columns(tmp_path, capsys):
+    source = write(tmp_path, "nvidia-smi.csv", lines("2026/11/24 22:42:00.000, 0, 5 W"))
+    options = ["--node", "n9", "--time-zone", "Asia/Tokyo", "--columns", "timestamp,index,power.draw", "--workers", "1"]
+    assert run(["lake", "ingest", str(source), "--lake", str(tmp_path / "lake"), *options]) == 0
+    found = pl.read_parquet(tmp_path / "lake" / "gpu_samples" / "*" / "*.parquet")
+    assert found.select("node", "power_w").rows() == [("n9", 5.0)]
+    assert found["time"][0] == datetime(2026, 11, 24, 13, 42, tzinfo=UTC)
+
+
+def test_header_of_a_query_keeps_unknown_columns_as_they_are_written():
+    names, _ = nvidia_smi.read_query_header(b"timestamp, index, fan.speed [%]\n", SmiOptions())
+    header: Header = map_header(names, nvidia_smi.QUERY_COLUMN_MAP, nvidia_smi.QUERY_OPTIONAL_COLUMN_MAP, frozenset())
+    assert header.unknown == ("fan.speed [%]",)
