@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -23,3 +25,39 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Syncing:
+    """Makes files durable in a thread of its own, while the next ones are written."""
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._due: list[Future[None]] = []
+
+    def add(self, file: IO[bytes]) -> None:
+        """Take a file that is written, to sync and close it."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "sync")
+        self._due.append(self._thread.submit(_sync, file))
+
+    def finish(self) -> None:
+        """Wait until every file is durable.
+
+        Raises
+        ------
+        OSError
+            If one cannot be made so.
+        """
+        due, self._due = self._due, []
+        try:
+            for future in due:
+                future.result()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+
+
+def _sync(file: IO[bytes]) -> None:
+    with file:
+        os.fsync(file.fileno())

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from polars.exceptions import PolarsError
 
+from ingest.disk import Syncing
 from ingest.errors import LakeError
 from ingest.records import Part
 from ingest.schemas import TABLES, TableSchema
@@ -131,13 +132,16 @@ class PartWriter:
                 arrays.append(array if array.type == field.type else array.cast(field.type))
         return pa.Table.from_arrays(arrays, schema=self._schema)
 
-    def close(self) -> Part:
-        """Finish the part, make it durable, and return its record."""
+    def close(self, syncing: Syncing | None = None) -> Part:
+        """Finish the part, make it durable (with ``syncing``: later), and return its record."""
         self._flush()
         self._writer.close()
         self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if syncing is not None:
+            syncing.add(self._file)
+        else:
+            os.fsync(self._file.fileno())
+            self._file.close()
         return Part(self._table.name, str(self.path), self._rows, self.path.stat().st_size)
 
     def discard(self) -> None:

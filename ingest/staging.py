@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from ingest.disk import Syncing
 from ingest.parts import PartWriter, write_frame, write_part
 from ingest.quality import LIMITS
 from ingest.records import CountKey, Part
@@ -80,6 +82,7 @@ class Staging:
         self._pieces: list[pl.DataFrame] = []
         self._batches: list[_GpuBatch] = []
         self._open: dict[str, PartWriter] = {}
+        self._syncing = Syncing()
         self._number: Counter[str] = Counter()
         self._rejected: list[Rejected] = []
         self.counts: Counter[CountKey] = Counter()
@@ -134,7 +137,7 @@ class Staging:
         """Close the open parts, so that the next batch starts new ones; return them."""
         closed = []
         for stem in list(self._open):
-            closed.append(self._open[stem].close())
+            closed.append(self._open[stem].close(self._syncing))
             del self._open[stem]
         self._parts += closed
         return closed
@@ -193,11 +196,12 @@ class Staging:
                 self._parts.append(write_part(path, "gpu_minutes", join_minutes(minutes)))
         if self._batches:
             self._pieces.append(_gpu_pieces(self._batches))
+        self._syncing.finish()
         if not self._pieces:
             return tuple(self._parts), ""
         path = self._folder / f"{self._name}.pieces.parquet"
         pieces = conform_pieces(pl.concat(self._pieces, how="diagonal_relaxed"))
-        write_frame(path, pieces)
+        write_frame(path, pieces, durable=False)  # the commit writes the index
         return tuple(self._parts), str(path)
 
     def discard(self) -> None:
@@ -205,6 +209,8 @@ class Staging:
         for writer in self._open.values():
             writer.discard()
         self._open = {}
+        with contextlib.suppress(OSError):  # what brought us here tells more
+            self._syncing.finish()
 
 
 def _gpu_pieces(batches: Sequence[_GpuBatch]) -> pl.DataFrame:
