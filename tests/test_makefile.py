@@ -73,8 +73,8 @@ def test_the_first_target_builds_the_environment_and_the_second_does_not(checkou
     code, calls, _ = checkout.make("test")
     assert code == 0
     assert calls.index("python3.11 -m venv .venv") < calls.index(f"uv {INSTALL}") < calls.index(OWN)
-    assert calls[-1] == "python -m pytest -m not slow and not system"
-    assert checkout.make("test")[1] == ["python -m pytest -m not slow and not system"]
+    assert calls[-1] == "python -m pytest -n 2 --dist loadfile -m not slow and not system"
+    assert checkout.make("test")[1] == ["python -m pytest -n 2 --dist loadfile -m not slow and not system"]
 
 
 def test_nothing_but_jobwatt_itself_is_installed_without_a_known_hash(checkout):
@@ -150,10 +150,10 @@ def test_check_is_strict_about_skips_and_runs_the_same_tests_as_the_readme(check
         "ruff format --check .",
         "mypy ",
         "lint-imports ",
-        "python -m pytest -m not slow and not system strict=1",
+        "python -m pytest -n 2 --dist loadfile -m not slow and not system strict=1",
         "python -m pytest -m slow or system strict=1",
     ]
-    assert checkout.make("test")[1] == ["python -m pytest -m not slow and not system strict="]
+    assert checkout.make("test")[1] == ["python -m pytest -n 2 --dist loadfile -m not slow and not system strict="]
 
 
 def test_ci_calls_make_check_without_a_terminal_and_passes_its_exit_code_on(checkout):

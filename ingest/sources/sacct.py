@@ -109,7 +109,16 @@ def _goes_on(table: Table, held: list[str], line: str) -> bool:
     cells = line.split(table.separator)
     if have < table.width or not _begins(table, cells):
         return True
-    return not cells[0].strip() and not _is_whole(table, held)  # no row begins with nothing
+    return not _is_sound(table, cells) and not _is_whole(table, held)
+
+
+def _is_sound(table: Table, cells: list[str]) -> bool:
+    """Return whether a row can begin with these cells."""
+    try:
+        _read(table, cells[: table.free[0]])
+    except ValueError:
+        return False
+    return True
 
 
 def _is_whole(table: Table, held: list[str]) -> bool:
@@ -124,11 +133,7 @@ def _begins(table: Table, cells: list[str]) -> bool:
     """Return whether a row begins with these cells, or all of one is there, sound or not."""
     if len(cells) == 1 or len(cells) >= table.width:
         return len(cells) > 1
-    try:
-        _read(table, cells[: min(table.free[0], len(cells) - 1)])
-    except ValueError:
-        return False
-    return True
+    return _is_sound(table, cells[:-1])
 
 
 def parse_row(table: Table, text: str) -> Row:
