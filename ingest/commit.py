@@ -23,9 +23,9 @@ from ingest.reconcile import Plan, companions, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Held, RewriteResult, RewriteSpec
 from ingest.refusals import compare
 from ingest.schemas import TABLES
-from ingest.snapshots import find_lost_jobs, without_known_jobs
+from ingest.snapshots import find_lost_jobs, without_known_rows
+from ingest.sources.kinds import APPENDING, KINDS
 from ingest.sources.supercloud import parse_name
-from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import conform_pieces
 from ingest.succession import find_succession
 
@@ -46,7 +46,7 @@ def commit(spec: CommitSpec) -> CommitResult:
     spec, fresh = succession.rename(spec), fresh.with_columns(pl.col("input").replace(succession.names))
     if lost_jobs := find_lost_jobs(spec, live, fresh):
         return CommitResult(held=lost_jobs)
-    spec, fresh = without_known_jobs(spec, live, fresh)
+    spec, fresh = without_known_rows(spec, live, fresh)
     scanned = {known: name for name, known in succession.names.items()}
     assembly = Assembly(spec, spec.rewritten or (), succession.names)
     gone = succession.succeeded
@@ -63,7 +63,7 @@ def commit(spec: CommitSpec) -> CommitResult:
         rows = _table_rows(spec.head.parts, spec.cluster)
         return CommitResult(spec.head.generation, records=records, tables=rows, reasons=refusals.settled_reasons())
     goes = {r.name for r in spec.records if r.status == "replaced"} | gone | set(lost)
-    plan = reconcile(live, fresh, goes)
+    plan = reconcile(live, fresh, goes, _appending(spec.records, inputs))
     if plan.rewrites and spec.rewritten is None:
         return CommitResult(rewrites=_rewrite_specs(plan, spec))
     rewritten = spec.rewritten or ()
@@ -71,7 +71,7 @@ def commit(spec: CommitSpec) -> CommitResult:
     records = refusals.settle(_settle(spec.records, rewritten))
     renewed = changed | gone | set(lost)
     assembly.add_samples(plan)
-    assembly.add_minutes(plan, fresh)
+    assembly.add_minutes(plan, live, fresh)
     assembly.add_quarantine(renewed, refusals)
     index = assembly.index(live, fresh, plan)
     counts = _counts(spec, rewritten)
@@ -99,6 +99,12 @@ def _fresh(spec: CommitSpec) -> pl.DataFrame:
     """Return the pieces of the parts that were staged."""
     new = [read_part(r.pieces) for r in spec.results if r.pieces]
     return conform_pieces(pl.concat(new) if new else pl.DataFrame({"part": []}, schema={"part": pl.String}))
+
+
+def _appending(records: Iterable[FileRecord], inputs: pl.DataFrame) -> set[str]:
+    """Return the names of the files that go on where others of their series ended."""
+    known = inputs.filter(pl.col("kind").is_in(list(APPENDING)))["name"]
+    return {*known, *(record.name for record in records if record.kind in APPENDING)}
 
 
 def _rewrite_specs(plan: Plan, spec: CommitSpec) -> tuple[RewriteSpec, ...]:

@@ -37,6 +37,7 @@ TABLE_FOLDERS: Final = frozenset(
     (
         *("jobs", "devices", "gpu_samples", "cpu_samples", "node_samples", "gpu_job_summary", "cpu_job_summary"),
         *("labels", "job_parameters", "gpu_minutes", "job_stats", "quarantine", "quality"),
+        *("collector_events", "device_inventory"),
     )
 )
 """The folders below the root that are the lake's: one a table of `ingest.schemas`, which is too heavy for here."""

@@ -65,12 +65,19 @@ def join_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
     ordered = pieces.sort([*key, "first_time"], nulls_last=False)
     previous = {
         name: pl.col(name).shift().over(key)
-        for name in ("last_time", "power_last_time", "power_last_w", "counter_last_j")
+        for name in (
+            *("last_time", "power_last_time", "power_last_w", "counter_last_j"),
+            *("both_last_time", "both_last_w", "both_last_j"),
+        )
     }
     step_s = (pl.col("first_time") - previous["last_time"]).dt.total_microseconds() / US_PER_S
     power_step_s = (pl.col("power_first_time") - previous["power_last_time"]).dt.total_microseconds() / US_PER_S
     joined = (power_step_s <= MAX_GAP_S).fill_null(False)
     seam_w = (pl.col("power_first_w") + previous["power_last_w"]) / 2
+    both_s = (pl.col("both_first_time") - previous["both_last_time"]).dt.total_microseconds() / US_PER_S
+    both_j = pl.col("both_first_j") - previous["both_last_j"]
+    both_w = (pl.col("both_first_w") + previous["both_last_w"]) / 2
+    is_both = ((both_s <= MAX_GAP_S) & (both_j >= 0)).fill_null(False)
     seamed = ordered.with_columns(
         pl.col("covered_s") + pl.when(joined).then(power_step_s).otherwise(0.0),
         pl.col("energy_j") + pl.when(joined).then(power_step_s * seam_w).otherwise(0.0),
@@ -80,8 +87,11 @@ def join_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
             "longest_gap_s"
         ),
         pl.col("counter_gain_j") + (pl.col("counter_first_j") - previous["counter_last_j"]).clip(0).fill_null(0.0),
+        pl.col("both_energy_j") + pl.when(is_both).then(both_s * both_w).otherwise(0.0),
+        pl.col("both_counter_j") + pl.when(is_both).then(both_j).otherwise(0.0),
     )
     sums = ["rows", "covered_s", "energy_j", "gaps", "clock_jumps", "gpu_util_sum", "gpu_util_n"]
+    sums += ["both_energy_j", "both_counter_j"]
     extremes = ["longest_gap_s", "power_max_w", "memory_used_max_mib", "memory_total_max_mib", "gpu_temp_max_c"]
     return seamed.group_by(key, maintain_order=True).agg(
         pl.col("first_time").min(),
@@ -115,6 +125,8 @@ def summarise_jobs(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
             pl.when(pl.col("counter_gain_j").count() == pl.len())
             .then(pl.col("counter_gain_j").sum())
             .alias("energy_counter_j"),
+            pl.col("both_energy_j").sum(),
+            pl.col("both_counter_j").sum(),
             pl.col("power_max_w").max(),
             pl.when(total_n > 0).then(pl.col("gpu_util_sum").sum() / total_n).alias("gpu_util_mean_pct"),
             pl.col("memory_used_max_mib").max(),
@@ -131,5 +143,8 @@ def summarise_jobs(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
             pl.when(pl.col("covered_gpu_s") > 0)
             .then(pl.col("energy_j") / pl.col("covered_gpu_s"))
             .alias("power_mean_w"),
+            pl.when(pl.col("both_counter_j") > 0)
+            .then(100 * (pl.col("both_energy_j") / pl.col("both_counter_j") - 1))
+            .alias("energy_gap_pct"),
         )
     ).sort("job_id")
