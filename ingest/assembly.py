@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -153,7 +154,8 @@ class Assembly:
         """Return the parts of gpu_minutes that may have some minutes, by their footers."""
         if not seams.height or not stays.height:
             return []
-        low, high = seams["minute"].min(), seams["minute"].max()
+        minutes: list[datetime] = seams["minute"].to_list()
+        low, high = min(minutes), max(minutes)
         ranges = ((part, time_range(self._root / part.file, "minute")) for part in self._live_of("gpu_minutes"))
         return [part for part, (first, last) in ranges if first <= high and low <= last]
 

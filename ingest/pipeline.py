@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
 
@@ -16,7 +17,7 @@ from ingest import tasks
 from ingest.checksum import join_blocks
 from ingest.cluster_name import check_cluster_name
 from ingest.errors import JobwattError, LakeError, SourceError
-from ingest.head import STAGING, Head, find_parts, writing
+from ingest.head import NOW, STAGING, Head, find_parts, writing
 from ingest.quality import is_defect
 from ingest.records import (
     CommitResult,
@@ -170,6 +171,9 @@ class _Run:
     ) -> CommitResult:
         """Plan, scan and commit."""
         self._clean_others()
+        if self._head.version != NOW:
+            self._head = self._one(partial(tasks.migrate, str(self._root)), self._head)
+            self._folder = self._folder.with_name(f"run-{self._head.generation + 1:06d}-{os.getpid()}")
         self._folder.mkdir(parents=True, exist_ok=True)
         staging, lake = str(self._folder), str(self._root)
         spec = PlanSpec(

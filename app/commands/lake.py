@@ -127,6 +127,21 @@ def info(show: Show, *, lake: Path | None) -> None:
 
 @lake.command()
 @with_lake
+@with_format
+def migrate(show: Show, *, lake: Path | None) -> None:
+    """Bring a lake that an older jobwatt wrote to this one's version; the next ingest would do it too.
+
+    What the older one did not store is null. Nothing changes where it fails, or is killed.
+
+    Example: jobwatt lake migrate --lake data/lake
+    """
+    from ingest.migrate import migrate_lake
+
+    show(migrate_lake(load(lake=lake).lake))
+
+
+@lake.command()
+@with_lake
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: on a terminal]")
 @with_format
 def check(show: Show, *, lake: Path | None, progress: bool | None) -> None:

@@ -119,7 +119,7 @@ def test_a_spool_in_a_tar_is_one_all_the_same(spool, tmp_path):
 
 
 def test_a_run_that_sacct_knows_too_is_kept_once(spool, tmp_path):
-    text = "JobIDRaw|State|Submit|Start|End\n7|COMPLETED|{0}|{0}|{1}\n".format(START_S, START_S + 60)
+    text = f"JobIDRaw|State|Submit|Start|End\n7|COMPLETED|{START_S}|{START_S}|{START_S + 60}\n"
     (spool / "jobs").mkdir()
     (spool / "jobs" / "one-2026-11-24.sacct.txt").write_text(text)
     row = [7, 1000, 1, f"['{NODE}']", 16, 3, 0, *[START_S] * 3, START_S + 60, "cpu=16", "COLLECT"]

@@ -16,7 +16,7 @@ def test_every_column_that_the_collectors_write_is_known():
 
 def test_every_folder_of_a_spool_has_a_kind_that_is_known_by_its_name():
     assert {f"spool_{folder}" for folder in FOLDERS} == SPOOL_KINDS.keys()
-    assert FOLDERS == tuple(HEADERS)
+    assert tuple(HEADERS) == FOLDERS
     assert not any(kind.is_anonymous for kind in SPOOL_KINDS.values())
     assert SPOOL_KINDS.keys() <= KINDS.keys()
 
