@@ -23,9 +23,8 @@ from ingest.parts import PartReader, read_part, time_range, write_part
 from ingest.reconcile import Plan
 from ingest.records import CommitSpec, CountKey, FileRecord, Part, RewriteResult
 from ingest.refusals import Refusals, is_refusal
-from ingest.rollup import join_minutes, seam_minutes
+from ingest.rollup import join_minutes, last_minutes, minutes_after, minutes_without, seam_minutes
 from ingest.schemas import GPU_MINUTES, SERIES_KEY, TABLES
-from ingest.staging import minutes_without
 
 MINUTES_ROWS: Final = 131_072
 """A part of gpu_minutes is closed when it has this many rows."""
@@ -112,15 +111,17 @@ class Assembly:
             if part.table not in ("gpu_minutes", "quarantine") and part.path not in out:
                 self._adopt(part)
 
-    def add_minutes(self, plan: Plan, live: pl.DataFrame, fresh: pl.DataFrame) -> None:
+    def add_minutes(self, plan: Plan, live: pl.DataFrame, fresh: pl.DataFrame, past: pl.DataFrame) -> None:
         """Take the new minutes and drop those of series that were replaced or merged; a bounded number at a time.
 
         Only a minute in which one task (or what the lake has) ended and another began is in two parts, and is joined.
+        Minutes of samples that are not kept any more (``past``) cannot be made anew, and stay.
         """
+        kept_until = last_minutes(past.join(plan.void_series, on=SERIES_KEY, how="semi", nulls_equal=True))
         if plan.void_series.height:
             for part in self._live_of("gpu_minutes"):
                 old = read_part(self._root / part.file)
-                left = minutes_without(old, plan.void_series)
+                left = minutes_without(old, plan.void_series, kept_until)
                 if left.height < old.height:
                     del self._live[part.file]
                     self._write("gpu_minutes", left)
@@ -145,7 +146,7 @@ class Assembly:
                 pack.add(rows)
         for remade in self._remade("gpu_minutes"):
             for frame in PartReader(keep=1).frames(remade.path, 0, remade.rows):
-                pack.add(frame)
+                pack.add(minutes_after(frame, kept_until))
         for frame in join_minutes(pl.concat(halves)).iter_slices(MINUTES_ROWS):
             pack.add(frame)
         pack.flush()
@@ -181,6 +182,17 @@ class Assembly:
         for staged in self._remade("quarantine"):
             self._adopt(staged)
         self._write("quarantine", refusals.new)
+
+    def swap(self, gone: Iterable[str], staged: Iterable[Part]) -> None:
+        """Take staged parts in the place of some of the lake's, which are given by their names below the root."""
+        for file in gone:
+            del self._live[file]
+        for part in staged:
+            self._adopt(part)
+
+    def settled(self, pieces: pl.DataFrame) -> pl.DataFrame:
+        """Return pieces with the staged parts under their final names."""
+        return pieces.with_columns(pl.col("part").replace(self._final))
 
     def index(self, live: pl.DataFrame, fresh: pl.DataFrame, plan: Plan) -> pl.DataFrame:
         """Return the pieces of the next state, parts under their final names."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -104,6 +104,7 @@ def ingest(
     anonymous: bool = False,
     max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES,
     progress: Callable[[Progress], None] | None = None,
+    forget: Collection[str] = (),
 ) -> IngestReport:
     """Take an archive into a lake and return what became of it.
 
@@ -114,6 +115,7 @@ def ingest(
     runner : where the tasks run; a pool of as many processes as there are cores where None
     force : take files that became shorter
     anonymous : access S3 without credentials
+    forget : names of segments of a spool that are gone from it; where something else changes, they are forgotten too
 
     Raises
     ------
@@ -135,7 +137,7 @@ def ingest(
         with writing(root) as head:
             run = _Run(root, head, active, progress)
             try:
-                result = run.ingest(where, cluster, force, anonymous, max_member_bytes)
+                result = run.ingest(where, cluster, force, anonymous, max_member_bytes, forget=forget)
             finally:
                 run.clean()
     except OSError as error:
@@ -167,7 +169,14 @@ class _Run:
         self._specs: dict[str, ScanSpec] = {}
 
     def ingest(
-        self, source: str, cluster: str | None, force: bool, anonymous: bool, max_member_bytes: int
+        self,
+        source: str,
+        cluster: str | None,
+        force: bool,
+        anonymous: bool,
+        max_member_bytes: int,
+        *,
+        forget: Collection[str] = (),
     ) -> CommitResult:
         """Plan, scan and commit."""
         self._clean_others()
@@ -187,7 +196,7 @@ class _Run:
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
         name = PurePosixPath(source).name
         commit = replace(commit, line_shift=find_line_shifts(results, plan), source_name=name, force=force)
-        commit = replace(commit, tres_names=plan.template.tres_names)
+        commit = replace(commit, tres_names=plan.template.tres_names, forget=frozenset(forget) - plan.files.keys())
         while True:
             self._tell("committing")
             result = self._one(tasks.commit, commit)

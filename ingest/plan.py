@@ -19,7 +19,7 @@ from ingest.sources.archive import Listing, Member, list_members, open_member, s
 from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
 from ingest.sources.kinds import KINDS
 from ingest.sources.remote import is_url
-from ingest.sources.spool_files import SILENT, SPOOL_CLUSTER, classify_spool, find_spool
+from ingest.sources.spool_files import SILENT, SPOOL_CLUSTER, classify_spool, find_spool, is_segment
 from ingest.staging import Staging
 
 LEAST_TASK_BYTES: Final = 4 * 1024**2
@@ -277,14 +277,19 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
         (verify if file.known else specs).extend(todo)
     size = max(LEAST_TASK_BYTES, sum(f.member.size for f in small) // max(spec.workers * TASKS_PER_WORKER, 1))
     size = min(size, GREATEST_TASK_BYTES)
-    for kind in sorted({f.kind for f in small}):
-        group = sorted((f for f in small if f.kind == kind), key=lambda f: (f.job_id, f.name))
+    for kind, final in sorted({_class(f) for f in small}):
+        group = sorted((f for f in small if _class(f) == (kind, final)), key=lambda f: (f.job_id, f.name))
         specs += _group(group, template, size)
     specs.sort(key=lambda s: -sum(f.member.size for f in s.files))
     return (
         [replace(s, part=f"scan-{i:05d}") for i, s in enumerate(specs)],
         [replace(s, part=f"verify-{i:05d}") for i, s in enumerate(verify)],
     )
+
+
+def _class(file: ScanFile) -> tuple[str, bool]:
+    """Return the kind of a file, and whether it may never change: a part has files of one such class."""
+    return file.kind, is_segment(file.name)
 
 
 def _can_share(file: ScanFile) -> bool:

@@ -82,7 +82,7 @@ def reconcile(
     appending : names of input files that go on where others of their series ended; only an overlap must be merged
     """
     live, new = (pieces.with_columns(is_live=pl.lit(flag)) for pieces, flag in ((live, True), (new, False)))
-    gone = _has_any(live, set(replaced))
+    gone = has_any(live, set(replaced))
     stays, leaves = live.filter(~gone), live.filter(gone)
     key = list(SERIES_KEY)
     is_gpu = pl.col("table") == "gpu_samples"
@@ -118,7 +118,7 @@ def reconcile(
     )
 
 
-def _has_any(pieces: pl.DataFrame, names: set[str]) -> pl.Series:
+def has_any(pieces: pl.DataFrame, names: set[str]) -> pl.Series:
     """Return which pieces have one of the named inputs."""
     if not names or not pieces.height:
         return pl.Series([False] * pieces.height, dtype=pl.Boolean)
