@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +19,12 @@ from ingest.disk import sync_folder
 from ingest.errors import LakeError
 from ingest.head import Head, LakePart, finish_moves, write_head
 from ingest.manifest import INPUTS_SCHEMA, read_inputs, write_inputs, write_pieces
-from ingest.parts import PartReader, read_part, write_part
+from ingest.parts import PartReader, read_part, time_range, write_part
 from ingest.reconcile import Plan
 from ingest.records import CommitSpec, CountKey, FileRecord, Part, RewriteResult
 from ingest.refusals import Refusals, is_refusal
-from ingest.rollup import join_minutes, seam_minutes
-from ingest.schemas import GPU_MINUTES, TABLES
-from ingest.staging import minutes_without
+from ingest.rollup import join_minutes, last_minutes, minutes_after, minutes_without, seam_minutes
+from ingest.schemas import GPU_MINUTES, SERIES_KEY, TABLES
 
 MINUTES_ROWS: Final = 131_072
 """A part of gpu_minutes is closed when it has this many rows."""
@@ -111,20 +111,32 @@ class Assembly:
             if part.table not in ("gpu_minutes", "quarantine") and part.path not in out:
                 self._adopt(part)
 
-    def add_minutes(self, plan: Plan, fresh: pl.DataFrame) -> None:
+    def add_minutes(self, plan: Plan, live: pl.DataFrame, fresh: pl.DataFrame, past: pl.DataFrame) -> None:
         """Take the new minutes and drop those of series that were replaced or merged; a bounded number at a time.
 
-        Only a minute in which one task ended and another began is in two parts: those are joined.
+        Only a minute in which one task (or what the lake has) ended and another began is in two parts, and is joined.
+        Minutes of samples that are not kept any more (``past``) cannot be made anew, and stay.
         """
+        kept_until = last_minutes(past.join(plan.void_series, on=SERIES_KEY, how="semi", nulls_equal=True))
         if plan.void_series.height:
             for part in self._live_of("gpu_minutes"):
                 old = read_part(self._root / part.file)
-                left = minutes_without(old, plan.void_series)
+                left = minutes_without(old, plan.void_series, kept_until)
                 if left.height < old.height:
                     del self._live[part.file]
                     self._write("gpu_minutes", left)
-        seams = seam_minutes(fresh, {part.path: r.part for r in self._spec.results for part in r.parts})
+        stays = live.join(fresh, on=SERIES_KEY, how="semi", nulls_equal=True)
+        stays = stays.join(plan.void_series, on=SERIES_KEY, how="anti", nulls_equal=True)
+        task_of = {part.path: r.part for r in self._spec.results for part in r.parts} | dict.fromkeys(self._paths, "")
+        seams = seam_minutes(pl.concat([stays, fresh]), task_of)
         pack, halves = _MinutePack(self._write), [GPU_MINUTES.empty()]
+        for part in self._holding(seams, stays):
+            old = read_part(self._root / part.file)
+            found = old.join(seams, on=seams.columns, how="semi", nulls_equal=True)
+            if found.height:
+                del self._live[part.file]
+                halves.append(found)
+                pack.add(old.join(seams, on=seams.columns, how="anti", nulls_equal=True))
         for scanned in self._scanned("gpu_minutes"):
             for frame in PartReader(keep=1).frames(scanned.path, 0, scanned.rows):
                 rows = minutes_without(frame, plan.merged_series)
@@ -134,10 +146,19 @@ class Assembly:
                 pack.add(rows)
         for remade in self._remade("gpu_minutes"):
             for frame in PartReader(keep=1).frames(remade.path, 0, remade.rows):
-                pack.add(frame)
+                pack.add(minutes_after(frame, kept_until))
         for frame in join_minutes(pl.concat(halves)).iter_slices(MINUTES_ROWS):
             pack.add(frame)
         pack.flush()
+
+    def _holding(self, seams: pl.DataFrame, stays: pl.DataFrame) -> list[LakePart]:
+        """Return the parts of gpu_minutes that may have some minutes, by their footers."""
+        if not seams.height or not stays.height:
+            return []
+        minutes: list[datetime] = seams["minute"].to_list()
+        low, high = min(minutes), max(minutes)
+        ranges = ((part, time_range(self._root / part.file, "minute")) for part in self._live_of("gpu_minutes"))
+        return [part for part, (first, last) in ranges if first <= high and low <= last]
 
     def add_quarantine(self, renewed: set[str], refusals: Refusals) -> None:
         """Take the new quarantined rows; those of files that were read anew go."""
@@ -162,6 +183,17 @@ class Assembly:
             self._adopt(staged)
         self._write("quarantine", refusals.new)
 
+    def swap(self, gone: Iterable[str], staged: Iterable[Part]) -> None:
+        """Take staged parts in the place of some of the lake's, which are given by their names below the root."""
+        for file in gone:
+            del self._live[file]
+        for part in staged:
+            self._adopt(part)
+
+    def settled(self, pieces: pl.DataFrame) -> pl.DataFrame:
+        """Return pieces with the staged parts under their final names."""
+        return pieces.with_columns(pl.col("part").replace(self._final))
+
     def index(self, live: pl.DataFrame, fresh: pl.DataFrame, plan: Plan) -> pl.DataFrame:
         """Return the pieces of the next state, parts under their final names."""
         out = list(plan.touched_parts | plan.gone_parts)
@@ -174,7 +206,8 @@ class Assembly:
         self, index: pl.DataFrame, counts: Counter[CountKey], renewed: set[str], refusals: Refusals
     ) -> list[tuple[str, int]]:
         """Make devices, job statistics and quality anew; return the reason codes that this run added, with counts."""
-        derived = derive(index, self._read("jobs", _JOB_COLUMNS), self._read("labels", ("job_id",)))
+        jobs, labels = self._read("jobs", _JOB_COLUMNS), self._read("labels", ("job_id",))
+        derived = derive(index, jobs, labels, self._read("device_inventory"))
         old = self._read("quality")
         for table in _REMADE:
             for part in self._live_of(table):

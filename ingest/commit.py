@@ -16,16 +16,17 @@ import polars as pl
 from ingest.assembly import Assembly
 from ingest.attempts import number_in_time
 from ingest.derive import missing_counts
+from ingest.forgetting import find_forgettable, forget
 from ingest.head import LakePart
-from ingest.manifest import read_inputs, read_pieces
+from ingest.manifest import NO_PART, read_inputs, read_pieces
 from ingest.parts import read_part, write_frame
-from ingest.reconcile import Plan, companions, reconcile
+from ingest.reconcile import Plan, companions, has_any, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Held, RewriteResult, RewriteSpec
 from ingest.refusals import compare
 from ingest.schemas import TABLES
-from ingest.snapshots import find_lost_jobs, without_known_jobs
+from ingest.snapshots import find_lost_jobs, without_known_rows
+from ingest.sources.kinds import APPENDING, KINDS
 from ingest.sources.supercloud import parse_name
-from ingest.sources.supercloud_columns import KINDS
 from ingest.staging import conform_pieces
 from ingest.succession import find_succession
 
@@ -42,11 +43,12 @@ def commit(spec: CommitSpec) -> CommitResult:
     inputs = read_inputs(root, spec.head).filter(pl.col("cluster") == spec.cluster)
     pieces = read_pieces(root, spec.head)
     live, fresh = _live(pieces, spec), _fresh(spec)
+    past = pieces.filter((pl.col("cluster") == spec.cluster) & (pl.col("part") == NO_PART)).drop("cluster")
     succession = find_succession(spec, inputs, live, fresh)
     spec, fresh = succession.rename(spec), fresh.with_columns(pl.col("input").replace(succession.names))
     if lost_jobs := find_lost_jobs(spec, live, fresh):
         return CommitResult(held=lost_jobs)
-    spec, fresh = without_known_jobs(spec, live, fresh)
+    spec, fresh = without_known_rows(spec, live, fresh)
     scanned = {known: name for name, known in succession.names.items()}
     assembly = Assembly(spec, spec.rewritten or (), succession.names)
     gone = succession.succeeded
@@ -63,7 +65,8 @@ def commit(spec: CommitSpec) -> CommitResult:
         rows = _table_rows(spec.head.parts, spec.cluster)
         return CommitResult(spec.head.generation, records=records, tables=rows, reasons=refusals.settled_reasons())
     goes = {r.name for r in spec.records if r.status == "replaced"} | gone | set(lost)
-    plan = reconcile(live, fresh, goes)
+    past = past.filter(~has_any(past, goes))
+    plan = reconcile(live, fresh, goes, _appending(spec.records, inputs))
     if plan.rewrites and spec.rewritten is None:
         return CommitResult(rewrites=_rewrite_specs(plan, spec))
     rewritten = spec.rewritten or ()
@@ -71,14 +74,15 @@ def commit(spec: CommitSpec) -> CommitResult:
     records = refusals.settle(_settle(spec.records, rewritten))
     renewed = changed | gone | set(lost)
     assembly.add_samples(plan)
-    assembly.add_minutes(plan, fresh)
+    assembly.add_minutes(plan, live, fresh, past)
     assembly.add_quarantine(renewed, refusals)
-    index = assembly.index(live, fresh, plan)
+    forgotten = find_forgettable(spec.forget, live)
+    index = forget(pl.concat([assembly.index(live, fresh, plan), past]), forgotten)
     counts = _counts(spec, rewritten)
     counts.update(refusals.counts())
     counts.update({(name, None, "extended_lost", ""): rows for name, rows in lost.items()})
     new_quality = assembly.add_derived(index, counts, renewed, refusals)
-    head = assembly.publish(records, index, pieces, gone | set(lost))
+    head = assembly.publish(records, index, pieces, gone | set(lost) | forgotten)
     reasons = Counter(refusals.settled_reasons())
     for reason, n in new_quality:
         reasons[reason] += n
@@ -91,7 +95,7 @@ def commit(spec: CommitSpec) -> CommitResult:
 
 def _live(pieces: pl.DataFrame, spec: CommitSpec) -> pl.DataFrame:
     """Return the pieces of the cluster's parts, with these parts' paths."""
-    live = pieces.filter(pl.col("cluster") == spec.cluster).drop("cluster")
+    live = pieces.filter((pl.col("cluster") == spec.cluster) & (pl.col("part") != NO_PART)).drop("cluster")
     return live.with_columns((pl.lit(f"{Path(spec.lake)}/") + pl.col("part")).alias("part"))
 
 
@@ -99,6 +103,12 @@ def _fresh(spec: CommitSpec) -> pl.DataFrame:
     """Return the pieces of the parts that were staged."""
     new = [read_part(r.pieces) for r in spec.results if r.pieces]
     return conform_pieces(pl.concat(new) if new else pl.DataFrame({"part": []}, schema={"part": pl.String}))
+
+
+def _appending(records: Iterable[FileRecord], inputs: pl.DataFrame) -> set[str]:
+    """Return the names of the files that go on where others of their series ended."""
+    known = inputs.filter(pl.col("kind").is_in(list(APPENDING)))["name"]
+    return {*known, *(record.name for record in records if record.kind in APPENDING)}
 
 
 def _rewrite_specs(plan: Plan, spec: CommitSpec) -> tuple[RewriteSpec, ...]:

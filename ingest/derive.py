@@ -9,12 +9,13 @@ from typing import Final
 import polars as pl
 
 from ingest.records import CountKey, FileRecord
-from ingest.reference import gpu_types
+from ingest.reference import gpu_types, type_of
 from ingest.rollup import join_pieces, summarise_jobs
 from ingest.schemas import DEVICES, QUALITY
 
 OUTSIDE_TOLERANCE_S: Final = 60
 _SAMPLE_KINDS = frozenset({"gpu", "gpu_extended", "nvidia_smi", "smi_query", "smi_dmon", "cpu", "node"})
+_DEVICE: Final = ["node", "gpu_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,13 @@ class Derived:
     quality: pl.DataFrame
 
 
-def derive(pieces: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) -> Derived:
-    """Return what follows from all series of a cluster, its jobs and its labels."""
+def derive(pieces: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame, inventory: pl.DataFrame) -> Derived:
+    """Return what follows from all series of a cluster, its jobs, its labels and the inventory of its GPUs."""
     series = join_pieces(pieces.filter(pl.col("table") == "gpu_samples"))
-    return Derived(_devices(series, jobs), summarise_jobs(series, jobs), _oddities(series, jobs, labels))
+    seen = _devices(series, jobs)
+    found = _inventoried(inventory, seen)
+    devices = pl.concat([found, seen.join(found, on=_DEVICE, how="anti")]).sort(DEVICES.key)
+    return Derived(devices, summarise_jobs(series, jobs), _oddities(series, jobs, labels))
 
 
 def _devices(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
@@ -47,6 +51,26 @@ def _devices(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
         .sort("node", "gpu_index")
     )
     return DEVICES.conform(found)
+
+
+def _inventoried(inventory: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
+    """Return rows of ``devices`` by the inventory, one a change; the first holds for earlier samples too."""
+    told = ["uuid", "gpu_name", "memory_mib", "limit_default_w", "limit_min_w", "limit_max_w"]
+    in_order = inventory.sort(*_DEVICE, "time")
+    same = [pl.col(name).eq_missing(pl.col(name).shift().over(_DEVICE)) for name in told]
+    is_first = pl.int_range(pl.len()).over(_DEVICE) == 0
+    changes = in_order.filter(is_first | ~pl.all_horizontal(same))
+    types = [(name, type_of(name)) for name in changes["gpu_name"].drop_nulls().unique()]
+    named = pl.DataFrame(types, schema={"gpu_name": pl.String, "gpu_type": pl.String}, orient="row")
+    since = seen.select(*_DEVICE, first="valid_from")
+    is_first = pl.int_range(pl.len()).over(_DEVICE) == 0
+    valid_from = pl.when(is_first).then(pl.min_horizontal("time", "first")).otherwise("time").alias("valid_from")
+    return DEVICES.conform(
+        changes.join(named, on="gpu_name", how="left", maintain_order="left")
+        .join(gpu_types().select("gpu_type", "tdp_w"), on="gpu_type", how="left", maintain_order="left")
+        .join(since, on=_DEVICE, how="left", maintain_order="left")
+        .with_columns(valid_from)
+    )
 
 
 def _oddities(series: pl.DataFrame, jobs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:

@@ -13,30 +13,34 @@ the removals; HEAD once more, without them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import socket
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from ingest.disk import sync_folder
-from ingest.errors import LakeBusyError, LakeError
+from ingest.errors import LakeError
+from ingest.lake_lock import locked
 
-FORMAT: Final = 2
-"""Of the manifest's own files; 2 since the pieces are sorted by job, and the names of TRES numbers remembered."""
+FORMAT: Final = 3
+"""Of the manifest's own files; 3 since the pieces tell energy by integral and by counter over the same steps."""
 
-SCHEMA_VERSION: Final = 1
-"""Of the tables in `ingest.schemas`."""
+SCHEMA_VERSION: Final = 2
+"""Of the tables in `ingest.schemas`; 2 since there are collectors' tables, and columns for what collectors read."""
+
+NOW: Final = (FORMAT, SCHEMA_VERSION)
+
+MIGRATED: Final = frozenset({(2, 1)})
+"""The older versions that `ingest.migrate` brings up."""
 
 TABLE_FOLDERS: Final = frozenset(
     (
         *("jobs", "devices", "gpu_samples", "cpu_samples", "node_samples", "gpu_job_summary", "cpu_job_summary"),
         *("labels", "job_parameters", "gpu_minutes", "job_stats", "quarantine", "quality"),
+        *("collector_events", "device_inventory"),
     )
 )
 """The folders below the root that are the lake's: one a table of `ingest.schemas`, which is too heavy for here."""
@@ -45,9 +49,6 @@ MANIFEST: Final = "_manifest"
 STAGING: Final = "_staging"
 HEAD: Final = "HEAD.json"
 LOCK: Final = "LOCK"
-
-_LOCK_TRIES: Final = 50
-_LOCK_PAUSE_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class LakePart:
 class Head:
     """A committed state of the lake; every path is relative to the root.
 
-    ``tres_names`` has, by cluster, what its last ``tres-mapping.txt`` told: TRES number to name.
+    ``tres_names`` has, by cluster, what its last ``tres-mapping.txt`` told: TRES number to name. ``version`` is that of
+    the manifest and of the tables' schema.
     """
 
     generation: int = 0
@@ -75,6 +77,7 @@ class Head:
     moves: dict[str, str] = field(default_factory=dict)
     removes: tuple[str, ...] = ()
     tres_names: dict[str, dict[int, str]] = field(default_factory=dict)
+    version: tuple[int, int] = NOW
 
     @property
     def is_pending(self) -> bool:
@@ -88,8 +91,12 @@ class Head:
         return root / staged if staged and not final.exists() else final
 
 
-def read_head(root: Path) -> Head:
+def read_head(root: Path, *, older: bool = False) -> Head:
     """Return the committed state of the lake at ``root``.
+
+    Parameters
+    ----------
+    older : take one of an older version too, if it is one that can be brought up (`MIGRATED`)
 
     Raises
     ------
@@ -98,7 +105,7 @@ def read_head(root: Path) -> Head:
     """
     path = root / MANIFEST / HEAD
     try:
-        return _parse(root, json.loads(path.read_text("utf-8")))
+        return _parse(root, json.loads(path.read_text("utf-8")), older)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LakeError(
             f"{root} is no lake (no {MANIFEST}/{HEAD}); make one with: jobwatt lake ingest PATH --lake {root}"
@@ -111,16 +118,21 @@ def read_head(root: Path) -> Head:
         ) from error
 
 
-def _parse(root: Path, raw: dict[str, Any]) -> Head:
+def _parse(root: Path, raw: dict[str, Any], older: bool) -> Head:
     found = (raw["format"], raw["schema_version"])
-    if found > (FORMAT, SCHEMA_VERSION):
+    if found > NOW:
         raise LakeError(
-            f"{root} has format and schema version {found}, this jobwatt reads {(FORMAT, SCHEMA_VERSION)}; it was made "
+            f"{root} has format and schema version {found}, this jobwatt reads {NOW}; it was made "
             "by a newer jobwatt: update this one (`jobwatt --version` says which it is)"
         )
-    if found != (FORMAT, SCHEMA_VERSION):
+    if found in MIGRATED and not older:
         raise LakeError(
-            f"{root} has format and schema version {found}, this jobwatt reads {(FORMAT, SCHEMA_VERSION)}; "
+            f"{root} has format and schema version {found}, this jobwatt reads {NOW}; bring it up, which the next "
+            f"ingest does too: jobwatt lake migrate --lake {root}"
+        )
+    if found not in {NOW, *MIGRATED}:
+        raise LakeError(
+            f"{root} has format and schema version {found}, this jobwatt reads {NOW}; "
             "ingest its sources again into a new lake: jobwatt lake ingest PATH --lake NEW"
         )
     return Head(
@@ -134,6 +146,7 @@ def _parse(root: Path, raw: dict[str, Any]) -> Head:
             cluster: {int(number): name for number, name in names.items()}
             for cluster, names in raw["tres_names"].items()
         },
+        version=found,
     )
 
 
@@ -153,7 +166,7 @@ def write_head(root: Path, head: Head) -> Head:
     """
     folder = root / MANIFEST
     folder.mkdir(parents=True, exist_ok=True)
-    current = read_head(root).generation if (folder / HEAD).exists() else 0
+    current = read_head(root, older=True).generation if (folder / HEAD).exists() else 0
     if head.generation != current + 1:
         raise LakeError(
             f"{root} is at generation {current}, this run started from {head.generation - 1}: somebody else has "
@@ -200,8 +213,8 @@ def _owned(head: Head) -> Head:
 
 def _write_temporary(folder: Path, head: Head) -> None:
     raw = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
+        "format": head.version[0],
+        "schema_version": head.version[1],
         "generation": head.generation,
         "inputs": head.inputs,
         "pieces": head.pieces,
@@ -282,6 +295,8 @@ def _move(root: Path, owned: Head) -> None:
 def writing(root: Path) -> Iterator[Head]:
     """Hold the lake's lock, finish what a killed run left, and give the committed state (an empty one for a new lake).
 
+    It may be of an older version; `ingest.migrate` comes first then.
+
     A lake that is still none at the end is removed again.
 
     Raises
@@ -298,9 +313,9 @@ def writing(root: Path) -> Iterator[Head]:
             f"{root} has files such as {stray.relative_to(root)} but no {MANIFEST}/{HEAD}; "
             "restore that from a backup, or give an empty folder"
         )
-    with _locked(root) as lock:
+    with locked(root / MANIFEST / LOCK, root) as lock:
         try:
-            yield finish_moves(root, read_head(root)) if (root / MANIFEST / HEAD).exists() else Head()
+            yield finish_moves(root, read_head(root, older=True)) if (root / MANIFEST / HEAD).exists() else Head()
         finally:
             _leave(root, is_new)
             lock.truncate(0)
@@ -310,55 +325,6 @@ def find_parts(root: Path, pattern: str = "part-*.parquet") -> Iterator[Path]:
     """Yield every file that has the place and the name of a part, whether HEAD names it or not."""
     for table in sorted(TABLE_FOLDERS):
         yield from sorted((root / table).glob(f"cluster=*/{pattern}"))
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[IO[str]]:
-    path = root / MANIFEST / LOCK
-    for _ in range(_LOCK_TRIES):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.open("a+", encoding="utf-8")
-        except (FileExistsError, NotADirectoryError) as error:
-            raise LakeError(f"{root} is a file, or below one; give a folder for the lake") from error
-        except FileNotFoundError:  # a first ingest that failed has just taken the folder away
-            continue
-        with lock:
-            if _take(lock, root):
-                if _is_at(lock, path):
-                    yield lock
-                    return
-            else:
-                lock.seek(0)
-                if holder := lock.read().strip():
-                    raise LakeBusyError(f"{root} is being written by {holder}; wait for it to end and try again")
-        time.sleep(_LOCK_PAUSE_S)  # whoever holds it has not said yet who it is, or is just leaving
-    raise LakeBusyError(f"{root} is being written by another process; wait for it to end and try again")
-
-
-def _take(lock: IO[str], root: Path) -> bool:
-    """Try to lock, and write down who did."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise LakeError(
-            f"{root}: its file system cannot lock files ({error.strerror}); choose another, or mount it with flock"
-        ) from error
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-    lock.flush()
-    return True
-
-
-def _is_at(lock: IO[str], path: Path) -> bool:
-    """Return whether an open file is still the one under that name."""
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _leave(root: Path, is_new: bool) -> None:
@@ -372,7 +338,7 @@ def _leave(root: Path, is_new: bool) -> None:
                 root.rmdir()
         return
     with contextlib.suppress(OSError, LakeError):  # the error that brought us here tells more
-        head = finish_moves(root, read_head(root))
+        head = finish_moves(root, read_head(root, older=True))
         shutil.rmtree(root / STAGING, ignore_errors=True)
         for path in (*folder.glob("*-*.parquet"), folder / f"{HEAD}.tmp"):
             if path.name not in (head.inputs, head.pieces):

@@ -27,6 +27,9 @@ INPUTS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "generation": pl.Int64(),
 }
 
+NO_PART: Final = ""
+"""The part of a piece whose rows are not kept any more; its summary is, so that the roll-ups stay as they were."""
+
 PIECES_IN_GROUP: Final = 16_384
 """Pieces in a row group; who looks for one job reads one or two of them (`ingest.series_index`)."""
 

@@ -13,6 +13,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -190,6 +191,22 @@ def write_frame(path: Path, frame: pl.DataFrame, *, row_group_rows: int | None =
 def open_part(path: Path) -> pq.ParquetFile:
     """Return a part's file; a page of it whose checksum does not fit is an error when it is read."""
     return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def time_range(path: Path, column: str) -> tuple[datetime, datetime]:
+    """Return the first and the last time in a column of a part's key, by its footer.
+
+    Raises
+    ------
+    LakeError
+        If the part is missing or damaged, or its footer does not tell.
+    """
+    with reading(path), open_part(path) as file:
+        at = file.metadata.schema.names.index(column)
+        groups = [file.metadata.row_group(i).column(at).statistics for i in range(file.metadata.num_row_groups)]
+        if not groups or any(group is None or not group.has_min_max for group in groups):
+            raise pa.ArrowInvalid(f"no statistics of {column}")
+        return min(group.min for group in groups), max(group.max for group in groups)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar
 
@@ -16,7 +17,7 @@ from ingest import tasks
 from ingest.checksum import join_blocks
 from ingest.cluster_name import check_cluster_name
 from ingest.errors import JobwattError, LakeError, SourceError
-from ingest.head import STAGING, Head, find_parts, writing
+from ingest.head import NOW, STAGING, Head, find_parts, writing
 from ingest.quality import is_defect
 from ingest.records import (
     UNTOLD,
@@ -106,6 +107,7 @@ def ingest(
     max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES,
     smi: SmiOptions = UNTOLD,
     progress: Callable[[Progress], None] | None = None,
+    forget: Collection[str] = (),
 ) -> IngestReport:
     """Take an archive into a lake and return what became of it.
 
@@ -117,6 +119,7 @@ def ingest(
     force : take files that became shorter
     smi : what the output of nvidia-smi does not say of itself
     anonymous : access S3 without credentials
+    forget : names of segments of a spool that are gone from it; where something else changes, they are forgotten too
 
     Raises
     ------
@@ -139,7 +142,13 @@ def ingest(
             run = _Run(root, head, active, progress)
             try:
                 result = run.ingest(
-                    where, cluster, force=force, anonymous=anonymous, max_member_bytes=max_member_bytes, smi=smi
+                    where,
+                    cluster,
+                    force=force,
+                    anonymous=anonymous,
+                    max_member_bytes=max_member_bytes,
+                    smi=smi,
+                    forget=forget,
                 )
             finally:
                 run.clean()
@@ -172,10 +181,21 @@ class _Run:
         self._specs: dict[str, ScanSpec] = {}
 
     def ingest(
-        self, source: str, cluster: str | None, *, force: bool, anonymous: bool, max_member_bytes: int, smi: SmiOptions
+        self,
+        source: str,
+        cluster: str | None,
+        *,
+        force: bool,
+        anonymous: bool,
+        max_member_bytes: int,
+        smi: SmiOptions,
+        forget: Collection[str] = (),
     ) -> CommitResult:
         """Plan, scan and commit."""
         self._clean_others()
+        if self._head.version != NOW:
+            self._head = self._one(partial(tasks.migrate, str(self._root)), self._head)
+            self._folder = self._folder.with_name(f"run-{self._head.generation + 1:06d}-{os.getpid()}")
         self._folder.mkdir(parents=True, exist_ok=True)
         staging, lake = str(self._folder), str(self._root)
         spec = PlanSpec(
@@ -189,7 +209,7 @@ class _Run:
         commit = CommitSpec(lake, staging, plan.cluster, self._head, tuple(results), records)
         name = PurePosixPath(source).name
         commit = replace(commit, line_shift=find_line_shifts(results, plan), source_name=name, force=force)
-        commit = replace(commit, tres_names=plan.template.tres_names)
+        commit = replace(commit, tres_names=plan.template.tres_names, forget=frozenset(forget) - plan.files.keys())
         while True:
             self._tell("committing")
             result = self._one(tasks.commit, commit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -17,8 +17,9 @@ from ingest.records import FileRecord, IngestPlan, Known, PlanSpec, ScanFile, Sc
 from ingest.sources import supercloud
 from ingest.sources.archive import Listing, Member, list_members, open_member, stream_members
 from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
+from ingest.sources.kinds import KINDS
 from ingest.sources.remote import is_url
-from ingest.sources.supercloud_columns import KINDS
+from ingest.sources.spool_files import SILENT, SPOOL_CLUSTER, classify_spool, find_spool, is_segment
 from ingest.staging import Staging
 from ingest.succession import MARK
 
@@ -59,12 +60,16 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
         raise SourceError(
             f"{spec.source}: none of its {len(listing.refused)} files can be taken: {name} ({reason}: {detail})"
         )
-    root = supercloud.find_root([m.plain_name for m in listing.members])
+    names = [m.plain_name for m in listing.members]
+    spool = find_spool(names)
+    root = supercloud.find_root(names) if spool is None else spool
     members = [m.below(root) for m in listing.members if not root or m.name.startswith(root + "/")]
-    cluster = spec.cluster or supercloud.layout_of([m.plain_name for m in members])
+    classify = supercloud.classify if spool is None else classify_spool
+    layout = supercloud.layout_of([m.plain_name for m in members]) if spool is None else SPOOL_CLUSTER
+    cluster = spec.cluster or layout
     inputs = _inputs(spec, cluster)
     known = _known(inputs)
-    found = _sort(members, known, inputs, spec.smi.node)
+    found = _sort(members, known, inputs, classify, spec.smi.node)
     found.ignored += [m.name for m in listing.members if root and not m.name.startswith(root + "/")]
     rows, texts = _look_into(found, spec)
     records = _refused_members(listing, root)
@@ -100,14 +105,18 @@ def _known(inputs: pl.DataFrame) -> dict[str, Known]:
     return {known.name: known for known in (Known(*row) for row in rows.iter_rows())}
 
 
-def _sort(members: list[Member], known: dict[str, Known], inputs: pl.DataFrame, node: str) -> _Sorted:
+def _sort(
+    members: list[Member], known: dict[str, Known], inputs: pl.DataFrame, classify: Callable[[str], str], node: str
+) -> _Sorted:
     found = _Sorted()
     owners = _owners(inputs)
     by_kind = _by_kind(known, inputs)
     seen: set[str] = set()
     for member in members:
         name = member.plain_name
-        kind = supercloud.classify(name)
+        kind = classify(name)
+        if kind == SILENT:
+            continue
         parsed = supercloud.parse_name(KINDS[kind], name) if kind in KINDS else None
         alias = ""
         if parsed is not None and KINDS[kind].is_of_node:
@@ -278,14 +287,19 @@ def _cut(files: list[ScanFile], template: ScanSpec, spec: PlanSpec) -> tuple[lis
         (verify if file.known else specs).extend(todo)
     size = max(LEAST_TASK_BYTES, sum(f.member.size for f in small) // max(spec.workers * TASKS_PER_WORKER, 1))
     size = min(size, GREATEST_TASK_BYTES)
-    for kind in sorted({f.kind for f in small}):
-        group = sorted((f for f in small if f.kind == kind), key=lambda f: (f.job_id, f.name))
+    for kind, final in sorted({_class(f) for f in small}):
+        group = sorted((f for f in small if _class(f) == (kind, final)), key=lambda f: (f.job_id, f.name))
         specs += _group(group, template, size)
     specs.sort(key=lambda s: -sum(f.member.size for f in s.files))
     return (
         [replace(s, part=f"scan-{i:05d}") for i, s in enumerate(specs)],
         [replace(s, part=f"verify-{i:05d}") for i, s in enumerate(verify)],
     )
+
+
+def _class(file: ScanFile) -> tuple[str, bool]:
+    """Return the kind of a file, and whether it may never change: a part has files of one such class."""
+    return file.kind, is_segment(file.name)
 
 
 def _can_share(file: ScanFile) -> bool:

@@ -7,8 +7,9 @@ file is rewritten too. Everything else stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import polars as pl
 
@@ -16,6 +17,9 @@ from ingest.schemas import SERIES_KEY
 
 SEPARATOR = "\n"
 """Between the names of several input files of one piece."""
+
+FORGOTTEN: Final = "a removed segment"
+"""Stands for the name of an input file that only the lake has now, and that nobody will bring again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +70,26 @@ def companions(live: pl.DataFrame) -> list[set[str]]:
 _KEPT, _BASE, _EXTENDED = (pl.lit(role) for role in ("kept", "base", "extended"))
 
 
-def reconcile(live: pl.DataFrame, new: pl.DataFrame, replaced: Iterable[str]) -> Plan:
+def reconcile(
+    live: pl.DataFrame, new: pl.DataFrame, replaced: Iterable[str], appending: Collection[str] = frozenset()
+) -> Plan:
     """Return the plan for one cluster; the same for the same pieces.
 
     Parameters
     ----------
     live, new : pieces (`ingest.staging.PIECES_SCHEMA`), ``part`` a path that tells them apart
     replaced : names of the input files whose old rows go
+    appending : names of input files that go on where others of their series ended; only an overlap must be merged
     """
     live, new = (pieces.with_columns(is_live=pl.lit(flag)) for pieces, flag in ((live, True), (new, False)))
-    gone = _has_any(live, set(replaced))
+    gone = has_any(live, set(replaced))
     stays, leaves = live.filter(~gone), live.filter(gone)
     key = list(SERIES_KEY)
     is_gpu = pl.col("table") == "gpu_samples"
     new_gpu = new.filter(is_gpu)
     base = pl.concat([stays.filter(is_gpu), new_gpu.filter(~pl.col("extended"))])
     extended = new_gpu.filter(pl.col("extended"))
-    conflicts = _conflicting(base, extended)
+    conflicts = _conflicting(base, extended, appending)
     merged = base.join(conflicts, on=key, how="semi", nulls_equal=True)
     others = pl.concat([stays, new]).filter(~is_gpu)
     kept = pl.concat([others, base.join(conflicts, on=key, how="anti", nulls_equal=True)])
@@ -111,7 +118,7 @@ def reconcile(live: pl.DataFrame, new: pl.DataFrame, replaced: Iterable[str]) ->
     )
 
 
-def _has_any(pieces: pl.DataFrame, names: set[str]) -> pl.Series:
+def has_any(pieces: pl.DataFrame, names: set[str]) -> pl.Series:
     """Return which pieces have one of the named inputs."""
     if not names or not pieces.height:
         return pl.Series([False] * pieces.height, dtype=pl.Boolean)
@@ -120,10 +127,14 @@ def _has_any(pieces: pl.DataFrame, names: set[str]) -> pl.Series:
     return pieces["input"].is_in(hit)
 
 
-def _conflicting(base: pl.DataFrame, extended: pl.DataFrame) -> pl.DataFrame:
+def _conflicting(base: pl.DataFrame, extended: pl.DataFrame, appending: Collection[str]) -> pl.DataFrame:
     """Return the keys of the series that must be merged."""
     key = list(SERIES_KEY)
-    in_order = base.select(*key, "input", "first_time", "last_time").sort([*key, "first_time"])
+    names = {FORGOTTEN, *appending}
+    entries = base["input"].unique().to_list()
+    go_on = [entry for entry in entries if names.issuperset(entry.split(SEPARATOR))]
+    origin = pl.when(pl.col("input").is_in(go_on)).then(pl.lit(FORGOTTEN)).otherwise("input").alias("input")
+    in_order = base.select(*key, origin, "first_time", "last_time").sort([*key, "first_time"])
     overlap = (pl.col("first_time") <= pl.col("last_time").shift().cum_max().over(key)).fill_null(False)
     found = (
         in_order.with_columns(overlap.alias("overlap"))

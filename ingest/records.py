@@ -260,7 +260,8 @@ class CommitSpec:
     """What a run staged for one cluster. ``results`` are of scan tasks; ``records`` are of whole files.
 
     ``rewritten`` is None until the rewrites that the commit needs are done.
-    ``tres_names`` is the cluster's mapping of TRES numbers from now on.
+    ``tres_names`` is the cluster's mapping of TRES numbers from now on. ``forget`` are segments of a spool that are in
+    the lake and nowhere else any more: their rows stay, their names go.
     """
 
     lake: str
@@ -274,6 +275,7 @@ class CommitSpec:
     force: bool = False
     rewritten: tuple[RewriteResult, ...] | None = None
     tres_names: Mapping[int, str] = field(default_factory=dict)
+    forget: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import polars as pl
 
 from ingest.records import CountKey, FileRecord
 from ingest.schemas import QUARANTINE
-from ingest.sources.supercloud_columns import KINDS
+from ingest.sources.kinds import KINDS
 
 _CONTENT = ["file", "rows", "table", "reason", "detail"]
 

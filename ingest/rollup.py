@@ -12,7 +12,10 @@ import polars as pl
 
 from ingest.quality import CLOCK_JUMP_S, MAX_GAP_S
 from ingest.schemas import GPU_MINUTES, JOB_STATS, SERIES_KEY
+from ingest.summaries import PIECE_SCHEMA
 from ingest.units import US_PER_S
+
+_BOTH = ("both_energy_j", "both_counter_j")
 
 
 def join_minutes(minutes: pl.DataFrame) -> pl.DataFrame:
@@ -38,6 +41,37 @@ def join_minutes(minutes: pl.DataFrame) -> pl.DataFrame:
     return GPU_MINUTES.conform(joined).sort(key)
 
 
+def minutes_without(minutes: pl.DataFrame, keys: pl.DataFrame, kept_until: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Return the minutes of all series but those in ``keys`` (columns of the series key).
+
+    Parameters
+    ----------
+    kept_until : as from `last_minutes`; of these series the minutes up to then stay too
+    """
+    if not keys.height or not minutes.height:
+        return minutes
+    unique = keys.select(SERIES_KEY).unique()
+    left = minutes.join(unique, on=SERIES_KEY, how="anti", nulls_equal=True)
+    if kept_until is not None and kept_until.height:
+        stays = minutes.join(unique, on=SERIES_KEY, how="semi", nulls_equal=True)
+        stays = stays.join(kept_until, on=SERIES_KEY, how="inner", nulls_equal=True)
+        left = pl.concat([left, stays.filter(pl.col("minute") <= pl.col("until")).drop("until")])
+    return GPU_MINUTES.conform(left).sort(GPU_MINUTES.key)
+
+
+def minutes_after(minutes: pl.DataFrame, kept_until: pl.DataFrame) -> pl.DataFrame:
+    """Return the minutes without those of a series up to the time in ``kept_until``."""
+    if not kept_until.height:
+        return minutes
+    after = minutes.join(kept_until, on=SERIES_KEY, how="left", nulls_equal=True, maintain_order="left")
+    return after.filter(pl.col("until").is_null() | (pl.col("minute") > pl.col("until"))).drop("until")
+
+
+def last_minutes(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return the series key, and ``until``: the minute of the last sample in some pieces of each series."""
+    return pieces.group_by(SERIES_KEY).agg(pl.col("last_time").max().dt.truncate("1m").alias("until"))
+
+
 def seam_minutes(pieces: pl.DataFrame, task_of: Mapping[str, str]) -> pl.DataFrame:
     """Return the keys of the minutes that two tasks have a part of each: a series went from one to the other in them.
 
@@ -56,6 +90,24 @@ def seam_minutes(pieces: pl.DataFrame, task_of: Mapping[str, str]) -> pl.DataFra
     return ordered.filter(handed_over.fill_null(False)).select(*series, minute=minute).unique()
 
 
+def fold_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return one piece a series, as if all samples had been summed up together: the series key and `PIECE_SCHEMA`."""
+    edges = []
+    for name in PIECE_SCHEMA:
+        if "_first_" in name:
+            edges.append(pl.col(name).drop_nulls().first())
+        elif "_last_" in name:
+            edges.append(pl.col(name).drop_nulls().last())
+    key = list(SERIES_KEY)
+    ordered = pieces.sort([*key, "first_time"], nulls_last=False)
+    at = ordered.group_by(key, maintain_order=True).agg(edges)
+    sums = join_pieces(pieces)
+    null_gain = [pl.when(pl.col("counter_first_j").is_not_null()).then("counter_gain_j").alias("counter_gain_j")]
+    null_gain += [pl.when(pl.col("both_first_j").is_not_null()).then(n).alias(n) for n in _BOTH]
+    joined = sums.join(at, on=key, how="left", nulls_equal=True, maintain_order="left").with_columns(null_gain)
+    return joined.select(*key, *[pl.col(name).cast(dtype) for name, dtype in PIECE_SCHEMA.items()])
+
+
 def join_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
     """Return one row a series from the summaries of its pieces: sums, extremes, and the seams between pieces.
 
@@ -64,13 +116,20 @@ def join_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
     key = list(SERIES_KEY)
     ordered = pieces.sort([*key, "first_time"], nulls_last=False)
     previous = {
-        name: pl.col(name).shift().over(key)
-        for name in ("last_time", "power_last_time", "power_last_w", "counter_last_j")
+        name: pl.col(name).forward_fill().shift().over(key)
+        for name in (
+            *("last_time", "power_last_time", "power_last_w", "counter_last_j"),
+            *("both_last_time", "both_last_w", "both_last_j"),
+        )
     }
     step_s = (pl.col("first_time") - previous["last_time"]).dt.total_microseconds() / US_PER_S
     power_step_s = (pl.col("power_first_time") - previous["power_last_time"]).dt.total_microseconds() / US_PER_S
     joined = (power_step_s <= MAX_GAP_S).fill_null(False)
     seam_w = (pl.col("power_first_w") + previous["power_last_w"]) / 2
+    both_s = (pl.col("both_first_time") - previous["both_last_time"]).dt.total_microseconds() / US_PER_S
+    both_j = pl.col("both_first_j") - previous["both_last_j"]
+    both_w = (pl.col("both_first_w") + previous["both_last_w"]) / 2
+    is_both = ((both_s <= MAX_GAP_S) & (both_j >= 0)).fill_null(False)
     seamed = ordered.with_columns(
         pl.col("covered_s") + pl.when(joined).then(power_step_s).otherwise(0.0),
         pl.col("energy_j") + pl.when(joined).then(power_step_s * seam_w).otherwise(0.0),
@@ -80,8 +139,11 @@ def join_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
             "longest_gap_s"
         ),
         pl.col("counter_gain_j") + (pl.col("counter_first_j") - previous["counter_last_j"]).clip(0).fill_null(0.0),
+        pl.col("both_energy_j") + pl.when(is_both).then(both_s * both_w).otherwise(0.0),
+        pl.col("both_counter_j") + pl.when(is_both).then(both_j).otherwise(0.0),
     )
     sums = ["rows", "covered_s", "energy_j", "gaps", "clock_jumps", "gpu_util_sum", "gpu_util_n"]
+    sums += ["both_energy_j", "both_counter_j"]
     extremes = ["longest_gap_s", "power_max_w", "memory_used_max_mib", "memory_total_max_mib", "gpu_temp_max_c"]
     return seamed.group_by(key, maintain_order=True).agg(
         pl.col("first_time").min(),
@@ -115,6 +177,8 @@ def summarise_jobs(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
             pl.when(pl.col("counter_gain_j").count() == pl.len())
             .then(pl.col("counter_gain_j").sum())
             .alias("energy_counter_j"),
+            pl.col("both_energy_j").sum(),
+            pl.col("both_counter_j").sum(),
             pl.col("power_max_w").max(),
             pl.when(total_n > 0).then(pl.col("gpu_util_sum").sum() / total_n).alias("gpu_util_mean_pct"),
             pl.col("memory_used_max_mib").max(),
@@ -131,5 +195,8 @@ def summarise_jobs(series: pl.DataFrame, jobs: pl.DataFrame) -> pl.DataFrame:
             pl.when(pl.col("covered_gpu_s") > 0)
             .then(pl.col("energy_j") / pl.col("covered_gpu_s"))
             .alias("power_mean_w"),
+            pl.when(pl.col("both_counter_j") > 0)
+            .then(100 * (pl.col("both_energy_j") / pl.col("both_counter_j") - 1))
+            .alias("energy_gap_pct"),
         )
     ).sort("job_id")

@@ -20,7 +20,8 @@ from ingest.records import ScanFile
 from ingest.sources import delimited, quick, slurm_log
 from ingest.sources.delimited import Header
 from ingest.sources.file_kind import Context, FileKind
-from ingest.sources.supercloud_columns import KINDS, LAKE_COLUMN, memory_unit
+from ingest.sources.kinds import KINDS
+from ingest.sources.supercloud_columns import LAKE_COLUMN, memory_unit
 from ingest.staging import Staging
 
 BATCH_BYTES: Final = 4 * 1024**2

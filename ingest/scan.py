@@ -19,7 +19,7 @@ from ingest.sources import archive, delimited
 from ingest.sources.delimited import Header
 from ingest.sources.file_kind import Context, FileKind
 from ingest.sources.inflate import ByteStream
-from ingest.sources.supercloud_columns import KINDS
+from ingest.sources.kinds import KINDS
 from ingest.staging import Staging
 
 CHUNK_BYTES: Final = 4 * 1024**2

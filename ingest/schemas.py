@@ -1,58 +1,39 @@
 """Every table of the lake: its columns (the unit last in the name), its key, and how it is stored.
 
-Columns are spelled here and nowhere else; a source maps its own spelling in a ``*_COLUMN_MAP``. Each table has, besides
-the columns below, a ``cluster`` column that is the hive partition: ids of two clusters or two releases never mix.
+Columns are spelled here (those of the collectors' own tables in `ingest.live_schemas`) and nowhere else; a source maps
+its own spelling in a ``*_COLUMN_MAP``. Each table has, besides the columns below, a ``cluster`` column that is the hive
+partition: ids of two clusters or two releases never mix.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import polars as pl
 
-TIME = pl.Datetime("us", "UTC")
+from ingest.live_schemas import COLLECTOR_EVENTS, DEVICE_INVENTORY
+from ingest.table_schema import SERIES_KEY, TIME, TableSchema
+from ingest.table_schema import columns_of as _t
 
-SERIES_KEY = ("job_id", "node", "gpu_index")
-"""What tells one series of GPU samples from another."""
-
-
-@dataclass(frozen=True, slots=True)
-class TableSchema:
-    """One table: column name to polars type in order, its key without ``cluster``, and what the columns mean.
-
-    ``plain`` names the columns that are stored without a dictionary (they seldom change, so compression does as well in
-    less time; or they seldom repeat); all others use a dictionary. Chosen by measurement (BENCHMARKS.md) among the
-    encodings that all five readers understand. ``delta`` names those that become DELTA_BINARY_PACKED in a part of long
-    stretches: a row group then holds one stretch, because fastparquet misreads deltas of over 28 bits.
-    ``never_null`` columns are stored as required ones.
-    """
-
-    name: str
-    key: tuple[str, ...]
-    columns: dict[str, pl.DataType]
-    doc: str
-    delta: tuple[str, ...] = ()
-    plain: tuple[str, ...] = ()
-    never_null: tuple[str, ...] = ()
-
-    def empty(self) -> pl.DataFrame:
-        """Return a frame of no rows with this table's columns and types."""
-        return pl.DataFrame(schema=self.columns)
-
-    def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return ``frame`` with exactly this table's columns, in order, absent ones null, types cast strictly."""
-        have = set(frame.columns)
-        return frame.select(
-            [
-                (pl.col(name).cast(dtype) if name in have else pl.lit(None, dtype=dtype).alias(name))
-                for name, dtype in self.columns.items()
-            ]
-        )
-
-
-def _t(**columns: pl.DataType | type[pl.DataType]) -> dict[str, pl.DataType]:
-    return {name: dtype() if isinstance(dtype, type) else dtype for name, dtype in columns.items()}
-
+__all__ = [
+    "COLLECTOR_EVENTS",
+    "CPU_JOB_SUMMARY",
+    "CPU_SAMPLES",
+    "DEVICES",
+    "DEVICE_INVENTORY",
+    "GPU_JOB_SUMMARY",
+    "GPU_MINUTES",
+    "GPU_SAMPLES",
+    "JOBS",
+    "JOB_PARAMETERS",
+    "JOB_STATS",
+    "LABELS",
+    "NODE_SAMPLES",
+    "QUALITY",
+    "QUARANTINE",
+    "SERIES_KEY",
+    "TABLES",
+    "TIME",
+    "TableSchema",
+]
 
 GPU_SAMPLES = TableSchema(
     name="gpu_samples",
@@ -115,7 +96,8 @@ NODE_SAMPLES = TableSchema(
     key=("node", "time"),
     doc=(
         "One reading of one node. fs_latency_s is the seconds of a small write and fsync; user_processes is "
-        "'user:count|…' as written, process_count its sum; lustre_rpcs the total since the last reading."
+        "'user:count|…' as written, process_count its sum; lustre_rpcs and nfs_ops are totals since the last reading, "
+        "node_power_w is the mean draw of processors and memory since then, where metered."
     ),
     columns=_t(
         node=pl.String,
@@ -127,6 +109,7 @@ NODE_SAMPLES = TableSchema(
         user_processes=pl.String,
         process_count=pl.Int64,
         node_power_w=pl.Float32,
+        nfs_ops=pl.Int64,
     ),
     plain=("time",),
 )
@@ -185,8 +168,9 @@ DEVICES = TableSchema(
     name="devices",
     key=("node", "gpu_index", "valid_from"),
     doc=(
-        "The GPUs that were seen. Without a live inventory, gpu_type is the scheduler's word for the jobs that ran "
-        "there, memory_mib the largest free + used, and tdp_w the published figure of that type."
+        "The GPUs that were seen; tdp_w is the published figure of their type. By the collectors' inventory, where "
+        "there is one, with a row for each change; else gpu_type is the scheduler's word for the jobs that ran there, "
+        "and memory_mib the largest free + used."
     ),
     columns=_t(
         node=pl.String,
@@ -230,6 +214,9 @@ JOB_PARAMETERS = TableSchema(
         steps_done=pl.Int64,
         peak_memory_gib=pl.Float64,
         run_s=pl.Float64,
+        image_size=pl.Int64,
+        atoms_max=pl.Int64,
+        gpus=pl.Int64,
     ),
 )
 
@@ -328,7 +315,9 @@ JOB_STATS = TableSchema(
         "One row for each job that has GPU samples, written with them. gpus are those that were seen. energy_j "
         "integrates power_w by trapezoids, never across a gap; power_mean_w is energy over covered GPU seconds; "
         "coverage is covered GPU seconds over (GPUs seen, or allocated where those are more) x (last - first sample, "
-        "or the scheduler's run time where known), clipped at 1. energy_counter_j is the driver's own."
+        "or the scheduler's run time where known), clipped at 1. energy_counter_j is the driver's own. energy_gap_pct "
+        "is 100 x (integral - counter) / counter, both over the same span: the steps between samples that have power "
+        "and counter, gaps and the counter's resets left out, on those of its GPUs that have both."
     ),
     columns=_t(
         job_id=pl.Int64,
@@ -348,6 +337,7 @@ JOB_STATS = TableSchema(
         gpu_util_mean_pct=pl.Float64,
         memory_used_max_mib=pl.UInt32,
         gpu_temp_max_c=pl.Int16,
+        energy_gap_pct=pl.Float64,
     ),
     plain=("job_id", "first_time", "last_time"),
 )
@@ -384,9 +374,11 @@ TABLES: dict[str, TableSchema] = {
     for table in (
         JOBS,
         DEVICES,
+        DEVICE_INVENTORY,
         GPU_SAMPLES,
         CPU_SAMPLES,
         NODE_SAMPLES,
+        COLLECTOR_EVENTS,
         GPU_JOB_SUMMARY,
         CPU_JOB_SUMMARY,
         LABELS,

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.head import MANIFEST, Head
+from ingest.manifest import NO_PART
 
 IntArray = npt.NDArray[np.int64]
 
@@ -68,7 +69,7 @@ class SeriesIndex:
             jobs, table = self._read(group)
             begin, end = np.searchsorted(jobs, [job_id, job_id + 1]).tolist()
             found = table.slice(begin, end - begin).to_pylist()
-            pieces += [piece for piece in found if piece["table"] == "gpu_samples"]
+            pieces += [piece for piece in found if piece["table"] == "gpu_samples" and piece["part"] != NO_PART]
         return pieces
 
     def _read(self, group: int) -> tuple[IntArray, pa.Table]:

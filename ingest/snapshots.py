@@ -1,4 +1,4 @@
-"""Accounting files that overlap: rewritten snapshots may lose no job, and a job of two files is kept once.
+"""Accounting files that overlap: rewritten snapshots may lose no job, and a job (or label) of two files is kept once.
 
 sacct shows what was active in a window, so that files of two windows share the jobs across their border; and a snapshot
 of a day is rewritten until its last job has ended.
@@ -15,9 +15,11 @@ import polars as pl
 
 from ingest.parts import read_part, write_frame
 from ingest.records import CommitSpec, Held, ScanResult
+from ingest.schemas import TABLES
+from ingest.sources.kinds import GIVING_WAY
 from ingest.staging import Staging, conform_pieces
 
-_KEY: Final = ["job_id", "attempt"]
+_KEYS: Final = {table: list(TABLES[table].key) for table in GIVING_WAY}
 
 
 def find_lost_jobs(spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame) -> tuple[Held, ...]:
@@ -26,44 +28,55 @@ def find_lost_jobs(spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame) ->
     if spec.force or not replaced:
         return ()
     lost: list[Held] = []
-    before, after = _keys(live, replaced), _keys(fresh, replaced)
+    before, after = _keys("jobs", live, replaced), _keys("jobs", fresh, replaced)
     gone = before.select("input", "job_id").unique().join(after, on=["input", "job_id"], how="anti")
     for name, job_id, n in gone.group_by("input").agg(pl.col("job_id").min(), pl.len()).iter_rows():
         lost.append(Held("shrunken", f"{n} of its jobs are gone, as {job_id}", name, name))
     return tuple(lost)
 
 
-def _keys(pieces: pl.DataFrame, inputs: Iterable[str] | None = None) -> pl.DataFrame:
-    """Return job_id, attempt, input, part, and row in the part, of the rows of ``jobs`` in some pieces."""
-    mine = pieces.filter(pl.col("table") == "jobs")
+def _keys(table: str, pieces: pl.DataFrame, inputs: Iterable[str] | None = None) -> pl.DataFrame:
+    """Return the key, input and part of the rows of a table in some pieces."""
+    key = _KEYS[table]
+    mine = pieces.filter(pl.col("table") == table)
     if inputs is not None:
         mine = mine.filter(pl.col("input").is_in(list(inputs)))
-    frames = [pl.DataFrame(schema={"job_id": pl.Int64, "attempt": pl.Int32, "input": pl.String, "part": pl.String})]
+    types = {name: TABLES[table].columns[name] for name in key}
+    frames = [pl.DataFrame(schema={**types, "input": pl.String(), "part": pl.String()})]
     for part, group in mine.group_by("part"):
-        keys = read_part(str(part[0]), columns=_KEY)
+        keys = read_part(str(part[0]), columns=key)
         for piece in group.iter_rows(named=True):
             rows = keys.slice(piece["row_start"], piece["rows"])
             frames.append(rows.with_columns(input=pl.lit(piece["input"]), part=pl.lit(piece["part"])))
     return pl.concat(frames)
 
 
-def without_known_jobs(spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame) -> tuple[CommitSpec, pl.DataFrame]:
-    """Return what was staged without the rows of accounting files whose job another file has; they are quarantined."""
-    accounting = {r.name for r in spec.records if r.kind == "sacct" and r.is_taken}
-    if not accounting:
+def without_known_rows(spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame) -> tuple[CommitSpec, pl.DataFrame]:
+    """Return what was staged without the rows, of kinds that give way, whose key another file has: quarantined."""
+    for table in GIVING_WAY:
+        spec, fresh = _without_known(table, spec, live, fresh)
+    return spec, fresh
+
+
+def _without_known(
+    table: str, spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame
+) -> tuple[CommitSpec, pl.DataFrame]:
+    key = _KEYS[table]
+    yielding = {r.name for r in spec.records if r.kind in GIVING_WAY[table] and r.is_taken}
+    if not yielding:
         return spec, fresh
     replaced = {r.name for r in spec.records if r.status == "replaced"}
-    stays = live.filter((pl.col("table") == "jobs") & ~pl.col("input").is_in(sorted(replaced)))
-    others = pl.concat([stays, fresh.filter(~pl.col("input").is_in(sorted(accounting)))])
-    taken = pl.concat([_keys(others), _keys(fresh, accounting).sort("input", maintain_order=True)])
-    repeated = taken.filter(~pl.struct(_KEY).is_first_distinct()).join(
+    stays = live.filter((pl.col("table") == table) & ~pl.col("input").is_in(sorted(replaced)))
+    others = pl.concat([stays, fresh.filter(~pl.col("input").is_in(sorted(yielding)))])
+    taken = pl.concat([_keys(table, others), _keys(table, fresh, yielding).sort("input", maintain_order=True)])
+    repeated = taken.filter(~pl.struct(key).is_first_distinct()).join(
         fresh.select("part").unique(), on="part", how="semi"
     )
     if not repeated.height:
         return spec, fresh
-    names = taken.unique(_KEY, keep="first", maintain_order=True).select(*_KEY, owner="input")
-    repeated = repeated.join(names, on=_KEY, how="left")
-    results = [_without(result, repeated, spec.staging, i) for i, result in enumerate(spec.results)]
+    names = taken.unique(key, keep="first", maintain_order=True).select(*key, owner="input")
+    repeated = repeated.join(names, on=key, how="left")
+    results = [_without(table, result, repeated, spec.staging, i) for i, result in enumerate(spec.results)]
     lost: Mapping[str, int] = dict(repeated.group_by("input").len().iter_rows())
     records = tuple(
         replace(r, rows_out=r.rows_out - lost.get(r.name, 0), rows_quarantined=r.rows_quarantined + lost.get(r.name, 0))
@@ -76,29 +89,30 @@ def without_known_jobs(spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame
     )
 
 
-def _without(result: ScanResult, repeated: pl.DataFrame, folder: str, number: int) -> ScanResult:
+def _without(table: str, result: ScanResult, repeated: pl.DataFrame, folder: str, number: int) -> ScanResult:
     """Return one task's result with the parts written anew that have repeated rows."""
     touched = {p.path for p in result.parts} & set(repeated["part"])
     if not touched:
         return result
-    staging = Staging(folder, f"{result.part}-once-{number:05d}")
+    key, stem = _KEYS[table], f"{result.part}-{table}-once-{number:05d}"
+    staging = Staging(folder, stem)
     pieces = read_part(result.pieces)
     for piece in pieces.filter(pl.col("part").is_in(sorted(touched))).iter_rows(named=True):
         name = piece["input"]
-        known = repeated.filter((pl.col("input") == name) & (pl.col("part") == piece["part"])).select(*_KEY, "owner")
+        known = repeated.filter((pl.col("input") == name) & (pl.col("part") == piece["part"])).select(*key, "owner")
         rows = read_part(piece["part"], piece["row_start"], piece["rows"])
-        kept = rows.join(known, on=_KEY, how="anti", maintain_order="left")
-        staging.store("jobs", kept.with_columns(file=pl.lit(0, pl.Int32)), [name])
+        kept = rows.join(known, on=key, how="anti", maintain_order="left")
+        staging.store(table, kept.with_columns(file=pl.lit(0, pl.Int32)), [name])
         staging.close_parts()
-        for row in rows.join(known, on=_KEY, how="inner", maintain_order="left").iter_rows(named=True):
+        for row in rows.join(known, on=key, how="inner", maintain_order="left").iter_rows(named=True):
             owner = row.pop("owner")
             raw = ",".join(f"{column}={value}" for column, value in row.items() if value is not None)
-            staging.reject([(name, None, 1, "jobs", "repeated_row", f"in {owner}", raw)])
+            staging.reject([(name, None, 1, table, "repeated_row", f"in {owner}", raw)])
             staging.counts[name, row["job_id"], "repeated_row", f"in {owner}"] += 1
     parts, path = staging.finish()
     again = [read_part(path)] if path else []
     kept_pieces = pl.concat([pieces.filter(~pl.col("part").is_in(sorted(touched))), *again])
-    kept_path = Path(folder) / f"{result.part}-once-{number:05d}.kept.parquet"  # the commit may come this way again
+    kept_path = Path(folder) / f"{stem}.kept.parquet"  # the commit may come this way again
     write_frame(kept_path, kept_pieces, durable=False)
     return replace(
         result,

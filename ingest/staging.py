@@ -17,7 +17,7 @@ from ingest.parts import PartWriter, write_frame, write_part
 from ingest.quality import LIMITS
 from ingest.records import CountKey, Part
 from ingest.rollup import join_minutes
-from ingest.schemas import GPU_MINUTES, QUARANTINE, SERIES_KEY, TABLES
+from ingest.schemas import QUARANTINE, SERIES_KEY, TABLES
 from ingest.summaries import (
     PIECE_SCHEMA,
     IntArray,
@@ -246,12 +246,3 @@ def _plain_pieces(frame: pl.DataFrame, starts: IntArray) -> pl.DataFrame:
     if "job_id" in frame.columns and "time" in frame.columns:
         columns["job_id"] = frame["job_id"][at]
     return pl.DataFrame(columns)
-
-
-def minutes_without(minutes: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    """Return the minutes of all series but those in ``keys`` (columns of the series key)."""
-    if not keys.height or not minutes.height:
-        return minutes
-    return GPU_MINUTES.conform(
-        minutes.join(keys.select(SERIES_KEY).unique(), on=SERIES_KEY, how="anti", nulls_equal=True)
-    )

@@ -18,7 +18,7 @@ from ingest.parts import PartReader
 from ingest.reconcile import SEPARATOR
 from ingest.records import CommitSpec, FileRecord, Held
 from ingest.schemas import SERIES_KEY, TIME
-from ingest.sources.supercloud_columns import KINDS
+from ingest.sources.kinds import KINDS
 
 MARK: Final = "@"
 """Between a file's name and that of the archive from which it came, where the lake has another one of that name, or

@@ -52,6 +52,14 @@ PIECE_SCHEMA: dict[str, pl.DataType] = {
     "counter_first_j": pl.Float64(),
     "counter_last_j": pl.Float64(),
     "counter_gain_j": pl.Float64(),
+    "both_first_time": TIME,
+    "both_last_time": TIME,
+    "both_first_w": pl.Float64(),
+    "both_last_w": pl.Float64(),
+    "both_first_j": pl.Float64(),
+    "both_last_j": pl.Float64(),
+    "both_energy_j": pl.Float64(),
+    "both_counter_j": pl.Float64(),
 }
 """Columns of one piece's summary, which the manifest keeps for each piece of each series."""
 
@@ -231,6 +239,7 @@ def _pieces(
         "gpu_temp_max_c": whole["gpu_temp_c"].greatest,
         **_integrate(frame, time_us, step_us, starts, n),
         **_counter(frame, starts),
+        **_energy_twice(frame, starts),
     }
 
 
@@ -291,6 +300,37 @@ def _counter(frame: pl.DataFrame, starts: IntArray) -> dict[str, AnyArray]:
     every = pl.DataFrame({"segment": np.arange(len(starts))}).join(found, on="segment", how="left")
     ordered = every.sort("segment")
     return {name: ordered[name].fill_null(float("nan")).to_numpy() for name in names}
+
+
+def _energy_twice(frame: pl.DataFrame, starts: IntArray) -> dict[str, AnyArray]:
+    """Return the energy of each series by integral and by counter, over the very same steps, and the edges of these.
+
+    The steps are those between samples that have power and counter; not gaps, and not where the counter steps back.
+    """
+    names = [name for name in PIECE_SCHEMA if name.startswith("both_")]
+    columns = [frame[name] if name in frame.columns else None for name in ("power_w", "energy_counter_j")]
+    power, counter = columns
+    if power is None or counter is None or counter.null_count() == len(counter):
+        return {name: np.full(len(starts), np.nan) for name in names}
+    segment = np.repeat(np.arange(len(starts)), np.append(starts[1:], frame.height) - starts)
+    rows = pl.DataFrame({"segment": segment, "t": whole_numbers(frame["time"]), "w": power, "j": counter}).drop_nulls()
+    rows = rows.with_columns(pl.col("w").cast(pl.Float64))
+    step_us, step_j = (pl.col(name).diff().over("segment") for name in ("t", "j"))
+    counts = ((step_us <= _MAX_GAP_US) & (step_j >= 0)).fill_null(False)
+    area = step_us / US_PER_S * (pl.col("w") + pl.col("w").shift().over("segment")) / 2
+    found = rows.with_columns(
+        pl.when(counts).then(area).otherwise(0.0).alias("area"),
+        pl.when(counts).then(step_j).otherwise(0.0).alias("gain"),
+    )
+    edges = [pl.col(c).cast(pl.Float64) for c in ("t", "w", "j")]
+    by_series = found.group_by("segment").agg(
+        *[e for edge in edges for e in (edge.first().name.suffix("_first"), edge.last().name.suffix("_last"))],
+        pl.col("area").sum(),
+        pl.col("gain").sum(),
+    )
+    every = pl.DataFrame({"segment": np.arange(len(starts))}).join(by_series, on="segment", how="left").sort("segment")
+    own = ("t_first", "t_last", "w_first", "w_last", "j_first", "j_last", "area", "gain")
+    return {name: every[mine].fill_null(float("nan")).to_numpy() for name, mine in zip(names, own, strict=True)}
 
 
 def pieces_frame(summaries: Sequence[Summary]) -> pl.DataFrame:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ingest.head import Head
 from ingest.memory import give_back_memory
 from ingest.records import (
     CommitResult,
@@ -21,6 +24,13 @@ def warm(worker: int) -> int:
 
     give_back_memory()
     return worker
+
+
+def migrate(lake: str, head: Head) -> Head:
+    """Bring a lake of an older version up."""
+    from ingest.migrate import migrate as do_migrate
+
+    return do_migrate(Path(lake), head)
 
 
 def plan(spec: PlanSpec) -> IngestPlan:

@@ -14,7 +14,7 @@ import polars as pl
 from ingest.lake import Lake
 from ingest.pipeline import IngestReport, ingest
 from ingest.runner import SerialRunner
-from ingest.sources.supercloud_columns import KINDS
+from ingest.sources.kinds import KINDS
 from tests.gpu_files import HEADER
 
 START_S = 1_600_000_000

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.cli import DATA_PROBLEM, PARTLY_DONE
+from app.following import follow_until_stopped, parse_age_s
 from app.lake_access import open_lake
 from app.output import Show, with_format
 from app.progress import byte_bar
@@ -46,6 +47,13 @@ def _names(columns: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (columns or "").split(",") if name.strip())
 
 
+def _age(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_age_s(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @lake.command()
 @click.argument("path")
 @with_lake
@@ -72,6 +80,18 @@ def _names(columns: str | None) -> tuple[str, ...]:
 )
 @click.option("--columns", help="What --query-gpu was, for output of nvidia-smi without a header.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: on a terminal]")
+@click.option("--follow", is_flag=True, help="Go on until stopped: take what a spool gets, and remove it there.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="--follow: seconds.")
+@click.option(
+    "--keep-samples", metavar="AGE", callback=_age, help="--follow: drop older samples, as in 30d.  [default: none]"
+)
+@click.option(
+    "--compact-after",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="--follow: merge small files of a table when there are more.",
+)
 @with_format
 def ingest(
     show: Show,
@@ -89,11 +109,16 @@ def ingest(
     time_zone: str | None,
     columns: str | None,
     progress: bool | None,
+    follow: bool,
+    every: float,
+    keep_samples: float | None,
+    compact_after: int,
 ) -> None:
     """Ingest PATH into a lake: a folder, a .tar, .tar.gz, .tar.zst, a single file, or a URL such as s3://bucket/prefix.
 
     The layout is detected. What cannot be taken goes to the table `quarantine` with its reason, and the exit code is 3.
-    Ingesting the same again changes nothing; a file that has grown replaces its old rows.
+    Ingesting the same again changes nothing; a file that has grown replaces its old rows. With --follow PATH is the
+    spool of `jobwatt collect`: what it gets is taken until SIGTERM, and then removed from it.
 
     What nvidia-smi printed is taken too: nvidia-smi-NODE.csv (--query-gpu=timestamp,index,...) and dmon-NODE.log (dmon
     -o DT). Its times are local ones: give --time-zone, unless they are UTC.
@@ -102,6 +127,17 @@ def ingest(
     """
     if scheduler and slurm:
         raise click.UsageError("--scheduler and --slurm exclude each other; give one of them.")
+    if follow:
+        if scheduler or slurm or workers not in (None, 1):
+            raise click.UsageError("--follow works in this process alone; leave --workers, --scheduler, --slurm out.")
+        if force:
+            raise click.UsageError("--follow takes no file by force; ingest the spool once with --force instead.")
+        follow_until_stopped(
+            path, load(lake=lake).lake, cluster=cluster, every_s=every, keep_s=keep_samples, compact_after=compact_after
+        )
+        return
+    if keep_samples is not None:
+        raise click.UsageError("--keep-samples is for --follow.")
     from ingest.pipeline import ingest as ingest_into
     from ingest.records import SmiOptions
     from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
@@ -151,6 +187,21 @@ def info(show: Show, *, lake: Path | None) -> None:
     """
     with open_lake(lake) as opened:
         show(opened.info().tables)
+
+
+@lake.command()
+@with_lake
+@with_format
+def migrate(show: Show, *, lake: Path | None) -> None:
+    """Bring a lake that an older jobwatt wrote to this one's version; the next ingest would do it too.
+
+    What the older one did not store is null. Nothing changes where it fails, or is killed.
+
+    Example: jobwatt lake migrate --lake data/lake
+    """
+    from ingest.migrate import migrate_lake
+
+    show(migrate_lake(load(lake=lake).lake))
 
 
 @lake.command()

@@ -16,6 +16,7 @@ from typing import IO, Any, Final, Self, cast
 from ingest.errors import SourceError
 from ingest.sources.inflate import ByteStream, InflatedStream, TooLargeError, TruncatedError
 from ingest.sources.remote import find_files, is_url, open_url
+from ingest.sources.spool_files import SPOOL_FILE, is_passing
 
 DEFAULT_MAX_MEMBER_BYTES: Final = 256 * 1024**3
 """A member may inflate to this much (the largest public file has 42 GB)."""
@@ -139,8 +140,11 @@ def _list_path(path: Path) -> Listing:
         below = Path(error.filename or path).relative_to(path).as_posix()
         refused.append((below, "unreadable", error.strerror or type(error).__name__))
 
+    is_spool = (path / SPOOL_FILE).is_file()
     for folder, subfolders, files in os.walk(path, onerror=refuse):
         subfolders.sort()
+        if is_spool:  # what collectors rename, or remove, in this very moment
+            files = [name for name in files if not is_passing(name)]  # noqa: PLW2901
         links = [Path(folder) / name for name in subfolders if (Path(folder) / name).is_symlink()]
         refused += [(link.relative_to(path).as_posix(), "unsafe_member", "a link") for link in links]
         for name in sorted(files):

@@ -112,7 +112,7 @@ def layout_of(names: list[str]) -> str:
 def parse_name(kind: FileKind, name: str) -> tuple[int, str] | None:
     """Return the job id and node ('' where it is not told) in a file's name, None where the name does not parse.
 
-    >>> from ingest.sources.supercloud_columns import KINDS
+    >>> from ingest.sources.kinds import KINDS
     >>> parse_name(KINDS["gpu"], "gpu/0032/10192264782032-r6433012-n258176.csv")
     (10192264782032, 'r6433012-n258176')
     """

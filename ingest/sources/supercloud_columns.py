@@ -124,6 +124,9 @@ JOB_PARAMETERS_COLUMN_MAP: Final = {
     "run_seconds": "run_s",
 }
 
+JOB_PARAMETERS_OPTIONAL_COLUMN_MAP: Final = {"image_size": "image_size", "atoms_max": "atoms_max", "gpus": "gpus"}
+"""What the first recording did not have."""
+
 DCGM_COLUMN_MAP: Final = {
     "energyconsumed_joules": "energy_j",
     "powerusage_watts_avg": "power_avg_w",
@@ -158,7 +161,7 @@ _KIB_LEAST = 262_144.0
 _PAIR = r"^[^|:]*:\d+(\|[^|:]*:\d+)*\|?$"
 
 
-def _types(table: str, column_map: Mapping[str, str], **own: pl.DataType) -> dict[str, pl.DataType]:
+def types_of(table: str, column_map: Mapping[str, str], **own: pl.DataType) -> dict[str, pl.DataType]:
     """Return the type in which each column is parsed: the lake's, or its own where units or names differ."""
     lake = TABLES[table].columns
     return {column: own.get(column) or lake[column] for column in column_map.values()}
@@ -255,7 +258,7 @@ def memory_unit(values: pl.Series) -> str:
 
 _F64, _STR = pl.Float64(), pl.String()
 _TIME_TYPE = {"time_epoch_s": _F64}
-_GPU_TYPES = _types(
+_GPU_TYPES = types_of(
     "gpu_samples",
     GPU_COLUMN_MAP | GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP,
     **_TIME_TYPE,
@@ -266,7 +269,7 @@ _GPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(?P<node>.+)\.csv$")
 _CPU_NAME = re.compile(r"^(?P<job>\d{1,18})-(timeseries|summary)\.csv$")
 _GPU_IGNORED = frozenset({"", "Unnamed: 0", "ElapsedTime"})
 
-KINDS: Final[dict[str, FileKind]] = {
+SUPERCLOUD_KINDS: Final[dict[str, FileKind]] = {
     kind.name: kind
     for kind in (
         *nvidia_smi.KINDS,
@@ -306,7 +309,7 @@ KINDS: Final[dict[str, FileKind]] = {
             "cpu",
             "cpu_samples",
             CPU_COLUMN_MAP,
-            _types("cpu_samples", CPU_COLUMN_MAP, **_TIME_TYPE),
+            types_of("cpu_samples", CPU_COLUMN_MAP, **_TIME_TYPE),
             frozenset({"time_epoch_s", "node", "step"}),
             _finish_cpu,
             name_pattern=_CPU_NAME,
@@ -315,7 +318,7 @@ KINDS: Final[dict[str, FileKind]] = {
             "cpu_summary",
             "cpu_job_summary",
             CPU_SUMMARY_MAP,
-            _types("cpu_job_summary", CPU_SUMMARY_MAP),
+            types_of("cpu_job_summary", CPU_SUMMARY_MAP),
             frozenset({"node", "step"}),
             _finish_plain,
             name_pattern=_CPU_NAME,
@@ -324,7 +327,7 @@ KINDS: Final[dict[str, FileKind]] = {
             "node",
             "node_samples",
             NODE_COLUMN_MAP,
-            _types("node_samples", NODE_COLUMN_MAP, **_TIME_TYPE, mem_free_raw=_F64, lustre_rpcs_raw=_STR),
+            types_of("node_samples", NODE_COLUMN_MAP, **_TIME_TYPE, mem_free_raw=_F64, lustre_rpcs_raw=_STR),
             frozenset({"time_epoch_s", "node"}),
             _finish_node,
         ),
@@ -351,19 +354,20 @@ KINDS: Final[dict[str, FileKind]] = {
             "job_parameters",
             "job_parameters",
             JOB_PARAMETERS_COLUMN_MAP,
-            _types("job_parameters", JOB_PARAMETERS_COLUMN_MAP),
+            types_of("job_parameters", JOB_PARAMETERS_COLUMN_MAP | JOB_PARAMETERS_OPTIONAL_COLUMN_MAP),
             frozenset({"job_id"}),
             _finish_plain,
+            optional=JOB_PARAMETERS_OPTIONAL_COLUMN_MAP,
         ),
         FileKind(
             "dcgm",
             "gpu_job_summary",
             DCGM_COLUMN_MAP,
-            _types("gpu_job_summary", DCGM_COLUMN_MAP | KEY_COLUMN_MAP, memory_used_max_bytes=_F64),
+            types_of("gpu_job_summary", DCGM_COLUMN_MAP | KEY_COLUMN_MAP, memory_used_max_bytes=_F64),
             frozenset({"job_id"}),
             _finish_dcgm,
             optional=KEY_COLUMN_MAP,
         ),
     )
 }
-"""Every kind of file that is read as rows of a table. ``tres-mapping.txt`` is read too: it completes the jobs' rows."""
+"""Kinds of files in the layouts of the releases and recordings, and of sacct; `ingest.sources.kinds` has all."""

@@ -81,7 +81,7 @@ def test_what_is_no_lake_is_said_with_the_command_that_makes_one(where, tmp_path
     ("change", "says"),
     [
         (
-            {"schema_version": SCHEMA_VERSION - 1},
+            {"format": 2, "schema_version": 0},
             "ingest its sources again into a new lake: jobwatt lake ingest PATH --lake",
         ),
         ({"format": FORMAT - 1}, "ingest its sources again into a new lake: jobwatt lake ingest PATH --lake"),

@@ -181,7 +181,7 @@ IN_A_LOCALE = """
 import locale, sys
 from pathlib import Path
 from ingest.sources import delimited, quick
-from ingest.sources.supercloud_columns import KINDS
+from ingest.sources.kinds import KINDS
 
 locale.setlocale(locale.LC_ALL, sys.argv[1])
 assert locale.localeconv()["decimal_point"] == ","

@@ -1,0 +1,298 @@
+"""A spool followed into a lake: round by round what is new is taken, and then removed from the spool.
+
+A round is safe to be killed at any moment: segments are removed only after the commit that took them; their names are
+noted in the spool before that, and forgotten by the lake with a later commit; until then it knows them, so that one
+that was not removed yet is not taken twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+from typing import Final
+
+import polars as pl
+import pyarrow as pa
+
+from ingest.collectors.spool import HEADERS, Lock, default_node, recover, row, write_whole
+from ingest.disk import sync_folder
+from ingest.errors import JobwattError, SourceError, SpoolBusyError, SpoolError
+from ingest.head import HEAD, MANIFEST, read_head
+from ingest.maintenance import MERGED, SMALL_ROWS, maintain
+from ingest.manifest import NO_PART, read_pieces
+from ingest.parts import time_range
+from ingest.pipeline import IngestReport, ingest
+from ingest.runner import Runner, SerialRunner
+from ingest.sources.spool_files import SPOOL_CLUSTER, SPOOL_FILE, is_segment
+from ingest.units import S_PER_MINUTE
+
+NOTES: Final = ".follower.json"
+"""In the spool: the names of segments that are, or are about to be, removed, and that the lake has not forgotten."""
+
+IDLE_UPKEEP_S: Final = 60.0
+"""Parts that cannot be merged, or not yet, are looked at no more often than this."""
+
+_TIMED: Final = ("cpu_samples", "node_samples")
+
+
+@dataclass(frozen=True, slots=True)
+class FollowPlan:
+    """What is followed into which lake, how often, and what is kept.
+
+    ``keep_s``: samples of GPUs and processes that are older go (None: all stay); whole days, so up to a day longer.
+    ``compact_after``: so many small parts of a table are merged.
+    """
+
+    spool: Path
+    lake: Path
+    cluster: str = SPOOL_CLUSTER
+    every_s: float = 10.0
+    keep_s: float | None = None
+    compact_after: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round did; ``lag_s`` is from the newest sample in the lake to now, None where there is none."""
+
+    rows: int = 0
+    segments: int = 0
+    lag_s: float | None = None
+    parts_merged: int = 0
+    rows_dropped: int = 0
+    refused: int = 0
+    quarantined: int = 0
+    problem: str = ""
+
+    def line(self) -> str:
+        """Return what is said of it."""
+        if self.problem:
+            return f"follower: {self.problem}; trying again"
+        said = [f"{self.segments} segments, {self.rows} rows"]
+        if self.lag_s is not None:
+            said.append(f"lag {self.lag_s:.1f} s")
+        for count, what in (
+            (self.refused, "files refused"),
+            (self.quarantined, "rows in quarantine"),
+            (self.parts_merged, "parts merged"),
+            (self.rows_dropped, "old samples dropped"),
+        ):
+            if count:
+                said.append(f"{count} {what}")
+        return f"follower: {', '.join(said)}"
+
+
+def follow(plan: FollowPlan, stop: Event, say: Callable[[str], None], *, wall: Callable[[], float] = time.time) -> None:
+    """Follow a spool until ``stop`` is set; the round that is under way is finished.
+
+    Raises
+    ------
+    SourceError
+        If there is no spool. What goes wrong in a round is said, and tried again in the next one.
+    """
+    if not (plan.spool / SPOOL_FILE).is_file():
+        raise SourceError(
+            f"{plan.spool} is no spool (no {SPOOL_FILE}); start a collector: jobwatt collect --spool {plan.spool}"
+        )
+    follower = Follower(plan, wall=wall)
+    while not stop.is_set():
+        began_s = time.monotonic()
+        done = follower.round()
+        say(done.line())
+        stop.wait(max(0.0, plan.every_s - (time.monotonic() - began_s)))
+
+
+@dataclass(slots=True)
+class _Notes:
+    """Segments that were removed from the spool and that the lake still knows; kept in a file of the spool."""
+
+    path: Path
+    names: set[str] = field(default_factory=set)
+
+    def read(self) -> None:
+        """Read what an earlier follower noted."""
+        try:
+            found = json.loads(self.path.read_text("utf-8"))
+            self.names = {str(name) for name in found["removed"]}
+        except FileNotFoundError:
+            self.names = set()
+        except (ValueError, KeyError, TypeError):  # the lake remembers a few names for ever then, that is all
+            self.names = set()
+
+    def write(self) -> None:
+        """Write it, durably."""
+        write_whole(self.path, json.dumps({"removed": sorted(self.names)}) + "\n")
+
+
+class Follower:
+    """The rounds, and what is remembered between them.
+
+    Parameters
+    ----------
+    wall : the wall clock in epoch seconds
+    runner : where the tasks of an ingest run; this process where None
+    """
+
+    def __init__(
+        self, plan: FollowPlan, *, wall: Callable[[], float] = time.time, runner: Runner | None = None
+    ) -> None:
+        self._plan = plan
+        self._wall = wall
+        self._runner = runner if runner is not None else SerialRunner()
+        self._notes = _Notes(plan.spool / NOTES)
+        self._notes.read()
+        self._start = datetime.fromtimestamp(wall(), UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self._seq = 0
+        self._own: set[str] = set()
+        self._told_s = float("-inf")
+        self._looked_s = float("-inf")
+        self._kept_from: datetime | None = None
+
+    def round(self) -> Round:
+        """Take what is new, remove it from the spool, look after the lake, and say how far behind it is."""
+        try:
+            done = self._round()
+        except (JobwattError, OSError, pl.exceptions.PolarsError, pa.ArrowException) as error:
+            done = Round(problem=" ".join(str(error).split()) or type(error).__name__)
+        self._tell(done)
+        return done
+
+    def _round(self) -> Round:
+        plan = self._plan
+        close_left_open(plan.spool)
+        known = self._notes.names
+        removed = {name for name in known if not (plan.spool / name).exists()}
+        report = ingest(str(plan.spool), plan.lake, cluster=plan.cluster, runner=self._runner, forget=sorted(removed))
+        if self._changed(report):  # what was forgotten need not be noted any more
+            known -= removed
+        taken = [r for r in report.records if r.status != "refused" and is_segment(r.name)]
+        self._remove(r.name for r in taken)
+        foreign = [r for r in taken if r.name not in self._own and r.is_taken]
+        self._own -= {r.name for r in taken}
+        merged, dropped = self._look_after()
+        return Round(
+            rows=sum(r.rows_out for r in foreign),
+            segments=len(foreign),
+            lag_s=self._lag_s(),
+            parts_merged=merged,
+            rows_dropped=dropped,
+            refused=report.files_refused,
+            quarantined=report.rows_quarantined,
+        )
+
+    @staticmethod
+    def _changed(report: IngestReport) -> bool:
+        return any(record.is_taken for record in report.records)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        """Remove segments that are in the lake; the note comes first, and all is durable in this order."""
+        gone = sorted(names)
+        if not gone:
+            return
+        self._notes.names.update(gone)
+        self._notes.write()
+        for name in gone:
+            (self._plan.spool / name).unlink(missing_ok=True)
+        for folder in {(self._plan.spool / name).parent for name in gone}:
+            sync_folder(folder)
+
+    # -- the lake ------------------------------------------------------------------------------------------------------
+
+    def _look_after(self) -> tuple[int, int]:
+        """Merge small parts and drop old samples where it is time to; return parts merged and rows dropped."""
+        keep_from = self._keep_from()
+        is_due = keep_from is not None and keep_from != self._kept_from
+        now_s = self._wall()
+        if not (is_due or (self._has_many_parts() and now_s - self._looked_s >= IDLE_UPKEEP_S)):
+            return 0, 0
+        plan = self._plan
+        if not (plan.lake / MANIFEST / HEAD).exists():
+            return 0, 0
+        done = maintain(plan.lake, plan.cluster, compact_after=plan.compact_after, keep_from=keep_from)
+        self._looked_s = float("-inf") if done.parts_before else now_s
+        self._kept_from = keep_from
+        return done.parts_before, done.rows_dropped
+
+    def _keep_from(self) -> datetime | None:
+        """Return the midnight before which samples go."""
+        if self._plan.keep_s is None:
+            return None
+        oldest = datetime.fromtimestamp(self._wall(), UTC) - timedelta(seconds=self._plan.keep_s)
+        return oldest.replace(hour=0, minute=0, second=0, microsecond=0)
+
+    def _has_many_parts(self) -> bool:
+        plan = self._plan
+        if not (plan.lake / MANIFEST / HEAD).exists():
+            return False
+        small: dict[str, int] = {}
+        for part in read_head(plan.lake).parts:
+            if part.cluster == plan.cluster and part.table in MERGED and part.rows < SMALL_ROWS:
+                small[part.table] = small.get(part.table, 0) + 1
+        return max(small.values(), default=0) > plan.compact_after
+
+    def _lag_s(self) -> float | None:
+        newest = newest_sample(self._plan.lake, self._plan.cluster)
+        return None if newest is None else max(0.0, self._wall() - newest.timestamp())
+
+    # -- its own events ------------------------------------------------------------------------------------------------
+
+    def _tell(self, done: Round) -> None:
+        """Leave an event in the spool, at most once a minute, where a round took something or failed."""
+        now_s = self._wall()
+        if now_s - self._told_s < S_PER_MINUTE or not (done.problem or done.segments):
+            return
+        event = ("error", 1, None, done.problem) if done.problem else ("lag", done.rows, done.lag_s, None)
+        node = default_node()
+        self._seq += 1
+        name = f"events/{node}-follower-{self._start}-{self._seq:06d}.csv"
+        what, count, seconds, detail = event
+        cells = (f"{now_s:.6f}", node, "follower", what, count, None if seconds is None else f"{seconds:.3f}", detail)
+        try:
+            (self._plan.spool / "events").mkdir(exist_ok=True)
+            write_whole(self._plan.spool / name, f"{HEADERS['events']}\n{row(cells)}")
+        except OSError:  # said on standard error already, or nothing that matters more than the samples
+            return
+        self._own.add(name)
+        self._told_s = now_s
+
+
+def close_left_open(spool: Path) -> list[Path]:
+    """Close segments that a killed collector left open, unless one is at work; return them.
+
+    Raises
+    ------
+    SpoolError
+        If the spool may not be written.
+    """
+    if next(spool.glob("*/*.csv.open"), None) is None:
+        return []
+    try:
+        lock = Lock(spool)
+    except SpoolBusyError:
+        return []
+    except OSError as error:
+        raise SpoolError(f"{spool}: {error.strerror or error}; the follower must be able to write the spool") from error
+    try:
+        return recover(spool)
+    finally:
+        lock.release()
+
+
+def newest_sample(lake: Path, cluster: str) -> datetime | None:
+    """Return the time of the newest sample of a cluster, None where there is none."""
+    if not (lake / MANIFEST / HEAD).exists():
+        return None
+    head = read_head(lake)
+    if not head.pieces:
+        return None
+    mine = read_pieces(lake, head).filter((pl.col("cluster") == cluster) & (pl.col("part") != NO_PART))
+    newest = mine["last_time"].max()
+    if isinstance(newest, datetime):
+        return newest
+    files = [part for part in head.parts if part.cluster == cluster and part.table in _TIMED]
+    return max((time_range(head.path(lake, part), "time")[1] for part in files), default=None)
