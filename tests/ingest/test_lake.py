@@ -88,7 +88,9 @@ def test_a_scan_of_one_cluster_has_its_rows_only(lake):
 
 @pytest.mark.parametrize("use", [Lake.scan, Lake.paths])
 def test_an_unknown_table_is_a_wrong_argument_that_names_those_there_are(use, lake):
-    with pytest.raises(ValueError, match="no table 'samples' in a lake; there are jobs, devices, gpu_samples, "):
+    with pytest.raises(
+        ValueError, match="no table 'samples' in a lake; there are jobs, devices, device_inventory, gpu_samples, "
+    ):
         use(lake, "samples")
 
 
