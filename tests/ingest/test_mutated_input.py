@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 from ingest import checksum, plan
 from ingest.errors import JobwattError
 from ingest.reading import count_content
-from ingest.sources import delimited, quick, supercloud_columns
+from ingest.sources import delimited, kinds, quick
 from ingest.sources.file_kind import Context, FileKind
 from tests.gpu_files import HEADER
 from tests.small_sources import GPU_FILE, LOG_HEADER, gpu_file, gpu_row, lines, log_row, take, take_twice, write
@@ -128,7 +128,7 @@ def rows_of(frame: pl.DataFrame, kind: FileKind) -> pl.DataFrame:
 
 
 def assert_parsers_agree(name: str, header_line: str, body: bytes) -> None:
-    kind = supercloud_columns.KINDS[name]
+    kind = kinds.KINDS[name]
     names, _ = delimited.split_header(header_line.encode() + b"\n")
     header = delimited.map_header(names, kind.column_map, kind.optional, kind.ignored)
     careful = delimited.parse_careful(body, header, kind.types, first_line=2, required=kind.required, exact=kind.exact)
@@ -164,7 +164,7 @@ def test_cells_of_every_spelling_are_read_alike(cells):
 
 
 def test_sound_text_is_accepted_by_the_quick_parsers():
-    kind = supercloud_columns.KINDS["gpu"]
+    kind = kinds.KINDS["gpu"]
     header = delimited.map_header(HEADER.split(","), kind.column_map, kind.optional, kind.ignored)
     body = lines(*ROWS).encode()
     assert delimited.parse_clean(body, header, kind.types, kind.required) is not None

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ingest.sources import delimited, quick, supercloud_columns
+from ingest.sources import delimited, file_kind, kinds, quick, supercloud_columns
 from ingest.sources.delimited import Header
 from ingest.sources.file_kind import FileKind
 
-KIND = supercloud_columns.KINDS["gpu"]
-INTERLEAVED = supercloud_columns.KINDS["nvidia_smi"]
+KIND = kinds.KINDS["gpu"]
+INTERLEAVED = kinds.KINDS["nvidia_smi"]
 NAMES = list(supercloud_columns.GPU_COLUMN_MAP)
 CLEAN = "1629595473.482184,0,97,41,12345,20165,61,58,214.37,16\n"
 
@@ -39,7 +39,7 @@ def careful(body: bytes, kind: FileKind = KIND, names: list[str] | None = None) 
 def as_lake(frame: pl.DataFrame) -> pl.DataFrame:
     """Return the columns that both parsers have, the time as the lake keeps it."""
     if "time_epoch_s" in frame.columns:
-        frame = frame.with_columns(supercloud_columns.epoch_to_time()).drop("time_epoch_s")
+        frame = frame.with_columns(file_kind.epoch_to_time()).drop("time_epoch_s")
     return frame.drop("line", "raw", strict=False).select(sorted(set(frame.columns) - {"line", "raw"}))
 
 

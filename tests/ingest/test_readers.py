@@ -22,6 +22,7 @@ from ingest.schemas import TABLES
 from ingest.synthetic import make_archive
 from tests.gpu_files import write_gpu_file
 from tests.lakes import in_order
+from tests.spool_files import device_cells, event_cells, make_spool, write_segment
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,11 @@ def root(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readers")
     make_archive(folder / "made-up", rng=8, n_jobs=3, seconds_per_job=8.0, cpu_only_jobs=1)
     write_gpu_file(folder / "made-up", 5, bad="no number,0,1,1,1,1,1,1,1,1")
-    for source, cluster in ((recording, "recording"), (folder / "made-up", "made-up")):
+    spool = make_spool(folder / "spool")
+    write_segment(spool, "devices", 1, [device_cells(0.0)])
+    write_segment(spool, "events", 1, [event_cells(0.0, "start"), event_cells(1.0, "late", seconds=0.02)])
+    sources = {"recording": recording, "made-up": folder / "made-up", "live": spool}
+    for cluster, source in sources.items():
         ingest(str(source), folder / "lake", cluster=cluster, runner=SerialRunner())
     return folder / "lake"
 
