@@ -33,7 +33,7 @@ def root(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_gpu_file(folder / "made-up", 5, bad="no number,0,1,1,1,1,1,1,1,1")
     spool = make_spool(folder / "spool")
     write_segment(spool, "devices", 1, [device_cells(0.0)])
-    write_segment(spool, "events", 1, [event_cells(0.0, "start"), event_cells(1.0, "late", seconds=0.02)])
+    write_segment(spool, "events", 1, [event_cells(0.0, "start"), event_cells(1.0, "late", "by a little")])
     sources = {"recording": recording, "made-up": folder / "made-up", "live": spool}
     for cluster, source in sources.items():
         ingest(str(source), folder / "lake", cluster=cluster, runner=SerialRunner())
