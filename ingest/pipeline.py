@@ -317,7 +317,7 @@ class _Run:
     def _leave_out(self, plan: IngestPlan, commit: CommitSpec, held: Sequence[Held]) -> CommitSpec:
         """Return the commit without some files that the lake has in an older state, which stays."""
         why = {one.scanned: one for one in held}
-        kept = [r for r in commit.results if r.part not in self._specs or not why.keys() & _names(self._specs[r.part])]
+        kept = [r for r in commit.results if r.part not in self._specs or not why.keys() & self._specs[r.part].names]
         dropped = [self._specs[r.part] for r in commit.results if r not in kept]
         others = [replace(s, files=tuple(f for f in s.files if f.name not in why), part=f"{s.part}+") for s in dropped]
         results = [*kept, *self._map_scan([spec for spec in others if spec.files])]
@@ -351,10 +351,6 @@ class _Run:
         parent = self._root / STAGING
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
-
-
-def _names(spec: ScanSpec) -> set[str]:
-    return {file.name for file in spec.files}
 
 
 def _as_known(record: FileRecord, file: ScanFile, held: Held) -> FileRecord:

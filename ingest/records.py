@@ -98,6 +98,11 @@ class ScanSpec:
     max_member_bytes: int = DEFAULT_MAX_MEMBER_BYTES
     smi: SmiOptions = UNTOLD
 
+    @property
+    def names(self) -> set[str]:
+        """The names of its files."""
+        return {file.name for file in self.files}
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
