@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 enum { SKIP = 0, U8 = 1, I16 = 2, U16 = 3, U32 = 4, I64 = 5, F32 = 6, F64 = 7, TIME_US = 8, WORD = 9 };
 
@@ -38,19 +41,48 @@ typedef struct {
     int32_t *slots;    /* WORD_SLOTS, 0 for free, else number + 1 */
 } Words;
 
-/* The digits at p, at most eight of them, taken at once; returns how many there are. Eight bytes must be readable. */
-static inline int lead(const char *p, int64_t *value) {
-    uint64_t w, t;
+static inline uint64_t load(const char *p) {
+    uint64_t w;
     memcpy(&w, p, 8);
-    t = ((w & 0xF0F0F0F0F0F0F0F0ULL) ^ 0x3030303030303030ULL) |
-        (((w + 0x0606060606060606ULL) & 0xF0F0F0F0F0F0F0F0ULL) ^ 0x3030303030303030ULL);
-    int n = t ? __builtin_ctzll(t) >> 3 : 8;
-    if (n == 0) return 0;
+    return w;
+}
+
+/* Not zero in each byte that is no digit, up to the first such byte; what comes after it means nothing. */
+static inline uint64_t no_digits(uint64_t w) {
+    return ((w & 0xF0F0F0F0F0F0F0F0ULL) ^ 0x3030303030303030ULL) |
+           (((w + 0x0606060606060606ULL) & 0xF0F0F0F0F0F0F0F0ULL) ^ 0x3030303030303030ULL);
+}
+
+/* The number that the first n bytes are, 1 <= n <= 8 digits. */
+static inline int64_t digits_value(uint64_t w, int n) {
     w <<= 8 * (8 - n);
     w = (w & 0x0F0F0F0F0F0F0F0FULL) * 2561 >> 8;
     w = (w & 0x00FF00FF00FF00FFULL) * 6553601 >> 16;
-    w = (w & 0x0000FFFF0000FFFFULL) * 42949672960001ULL >> 32;
-    *value = (int64_t)w;
+    return (int64_t)((w & 0x0000FFFF0000FFFFULL) * 42949672960001ULL >> 32);
+}
+
+/* The separators, commas and newlines, among the 64 bytes at p: bit i is that of byte i. */
+static inline uint64_t separators(const char *p) {
+    uint64_t found = 0;
+#if defined(__SSE2__)
+    const __m128i comma = _mm_set1_epi8(','), newline = _mm_set1_epi8('\n');
+    for (int i = 0; i < 4; i++) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(p + 16 * i));
+        __m128i is = _mm_or_si128(_mm_cmpeq_epi8(bytes, comma), _mm_cmpeq_epi8(bytes, newline));
+        found |= (uint64_t)(uint32_t)_mm_movemask_epi8(is) << (16 * i);
+    }
+#else
+    for (int i = 0; i < 64; i++) found |= (uint64_t)(p[i] == ',' || p[i] == '\n') << i;
+#endif
+    return found;
+}
+
+/* The digits at p, at most eight of them, taken at once; returns how many there are. Eight bytes must be readable. */
+static inline int lead(const char *p, int64_t *value) {
+    uint64_t w = load(p), t = no_digits(w);
+    int n = t ? __builtin_ctzll(t) >> 3 : 8;
+    if (n == 0) return 0;
+    *value = digits_value(w, n);
     return n;
 }
 
@@ -59,11 +91,11 @@ static const char *number_slow(const char *p, const char *end, int64_t *mantissa
     int64_t m = 0;
     int n = 0, k = 0;
     unsigned d;
-    while (p < end && (d = (unsigned)(*p - '0')) < 10u) { m = m * 10 + d; p++; if (++n > MAX_DIGITS) return NULL; }
+    while (p < end && (d = (unsigned)(*p - '0')) < 10u) { if (++n > MAX_DIGITS) return NULL; m = m * 10 + d; p++; }
     if (n == 0) return NULL;
     if (p < end && *p == '.') {
         p++;
-        while (p < end && (d = (unsigned)(*p - '0')) < 10u) { m = m * 10 + d; p++; k++; if (++n > MAX_DIGITS) return NULL; }
+        while (p < end && (d = (unsigned)(*p - '0')) < 10u) { if (++n > MAX_DIGITS) return NULL; m = m * 10 + d; p++; k++; }
         if (k == 0) return NULL;
     }
     *mantissa = m; *decimals = k; *digits = n;
@@ -114,38 +146,32 @@ static int32_t word(Words *w, const char *p, int64_t n) {
     }
 }
 
-/* What the last row held in one field, so that a field that repeats it costs one comparison. */
+/* One field of every row. */
 typedef struct {
-    uint64_t text, mask; /* its first bytes with the separator, where they are at most eight; mask 0 matches nothing */
-    int64_t low, high;   /* limits of a whole number */
-    int32_t length;      /* with the separator */
-} Last;
+    char *out;           /* where its values go; eight bytes more than they take are writable */
+    double low, high;    /* limits of a value */
+    int64_t least, most; /* of a whole number: these limits and its type's */
+    uint64_t text, mask; /* a word's last text with the separator, where it has at most eight bytes; mask 0: none */
+    int32_t code;        /* of it */
+    int32_t kind, shift; /* a value takes 1 << shift bytes */
+    char separator;      /* that must follow */
+} Field;
+
+static const double LEAST[10] = {0, 0, INT16_MIN, 0, 0, -9.3e18, 0, 0, 0, 0};
+static const double MOST[10] = {0, UINT8_MAX, INT16_MAX, UINT16_MAX, UINT32_MAX, 9.3e18, 0, 0, 0, 0};
+static const int32_t SHIFTS[10] = {0, 0, 1, 1, 2, 3, 2, 3, 3, 2};
 
 #define MAX_FIELDS 64
+#define WINDOW 96 /* separators are looked for in 64 bytes, and a field's value in 24 */
 #define DOUBT return -1 - row
 
-static inline uint64_t load(const char *p) {
-    uint64_t w;
-    memcpy(&w, p, 8);
-    return w;
-}
-
-static inline void repeat(void *out, int32_t kind, int64_t row) {
-    switch (kind) {
-        case U8: ((uint8_t *)out)[row] = ((uint8_t *)out)[row - 1]; break;
-        case I16: case U16: ((uint16_t *)out)[row] = ((uint16_t *)out)[row - 1]; break;
-        case U32: case F32: case WORD: ((uint32_t *)out)[row] = ((uint32_t *)out)[row - 1]; break;
-        default: ((uint64_t *)out)[row] = ((uint64_t *)out)[row - 1]; break;
-    }
-}
-
-static inline void remember(Last *last, const char *begin, const char *after, const char *end) {
+static inline void remember(Field *field, const char *begin, const char *after, const char *end, int32_t code) {
     int64_t n = after - begin;
-    last->mask = 0;
+    field->mask = 0;
     if (LITTLE_ENDIAN_HOST && n <= 8 && end - begin >= 8) {
-        last->mask = n == 8 ? ~0ULL : (1ULL << (8 * n)) - 1;
-        last->text = load(begin) & last->mask;
-        last->length = (int32_t)n;
+        field->mask = n == 8 ? ~0ULL : (1ULL << (8 * n)) - 1;
+        field->text = load(begin) & field->mask;
+        field->code = code;
     }
 }
 
@@ -160,73 +186,142 @@ static int micros(const char *p, int64_t *value) {
 
 static int64_t clamp(double v) { return v <= -9e18 ? INT64_MIN : v >= 9e18 ? INT64_MAX : (int64_t)v; }
 
-/* Parses lines of `width` fields from buf[0..len) into outs[], from row `row` on. The text must end with a newline.
+/* Any number field; returns where it ends (its separator is for the caller to see), NULL where it is doubtful. */
+static const char *any_number(const char *p, const char *end, const Field *field, int64_t row) {
+    const char *begin = p;
+    const int negative = *p == '-';
+    const int32_t kind = field->kind;
+    int64_t m;
+    int k, n;
+    p = number(p + negative, end, &m, &k, &n);
+    if (p == NULL) return NULL;
+    if (kind < F32) {
+        if (negative) m = -m;
+        if (k || m < field->least || m > field->most) return NULL;
+        switch (kind) {
+            case U8: ((uint8_t *)field->out)[row] = (uint8_t)m; break;
+            case I16: ((int16_t *)(void *)field->out)[row] = (int16_t)m; break;
+            case U16: ((uint16_t *)(void *)field->out)[row] = (uint16_t)m; break;
+            case U32: ((uint32_t *)(void *)field->out)[row] = (uint32_t)m; break;
+            default: ((int64_t *)(void *)field->out)[row] = m; break;
+        }
+        return p;
+    }
+    double value = k ? (double)m / POWERS_OF_TEN[k] : (double)m;
+    if (negative) { value = -value; m = -m; }
+    if (!(value >= field->low && value <= field->high)) return NULL;
+    if (kind == TIME_US) {
+        int64_t *out = (int64_t *)(void *)field->out + row;
+        if (k <= 6) *out = m * MICROS[k];
+        else if (!micros(begin, out)) return NULL;
+    } else {
+        if (n > 15) return NULL;
+        if (kind == F32) ((float *)(void *)field->out)[row] = (float)value;
+        else ((double *)(void *)field->out)[row] = value;
+    }
+    return p;
+}
+
+/* Stores the whole number that p[0..n) is and returns 1; 0 where it is something else, or has more than eight digits.
+ * No branch depends on how long it is, which no processor could foretell. Eight bytes must be readable. */
+static inline int quick_whole(const char *p, int64_t n, const Field *field, int64_t row) {
+    if ((uint64_t)(n - 1) > 7) return 0;
+    const int shift = 8 * (8 - (int)n);
+    const uint64_t w = load(p) << shift, zeros = 0x3030303030303030ULL << shift;
+    const uint64_t wrong = ((w & 0xF0F0F0F0F0F0F0F0ULL) ^ zeros) |
+                           (((w + 0x0606060606060606ULL) & 0xF0F0F0F0F0F0F0F0ULL) ^ zeros);
+    const int64_t m = digits_value(w, 8);
+    if (wrong || m < field->least || m > field->most) return 0;
+    memcpy(field->out + (row << field->shift), &m, 8); /* the bytes too many are those of the next rows */
+    return 1;
+}
+
+/* The same for up to seven digits, a point, and up to seven digits. 24 bytes must be readable. */
+static inline int quick_decimal(const char *p, int64_t length, const Field *field, int64_t row) {
+    int64_t m, more;
+    const int n = lead(p, &m);
+    if (n == 0 || n == 8 || p[n] != '.') return 0;
+    const int k = lead(p + n + 1, &more);
+    if (k == 0 || k == 8 || n + 1 + k != length) return 0;
+    const double value = (double)(m * INTEGERS_OF_TEN[k] + more) / POWERS_OF_TEN[k];
+    if (!(value >= field->low && value <= field->high)) return 0;
+    if (field->kind == F32) ((float *)(void *)field->out)[row] = (float)value;
+    else ((double *)(void *)field->out)[row] = value;
+    return 1;
+}
+
+/* Stores the field p[0..n), after which its separator stands, if it is of the common kind; returns whether it did. */
+static inline int quick_field(const char *p, int64_t n, const char *end, const Field *field, int64_t row) {
+    const int32_t kind = field->kind;
+    if (p[n] != field->separator) return 0;
+    if (kind == TIME_US) return any_number(p, end, field, row) == p + n;
+    if (kind >= U8 && kind < F32) return quick_whole(p, n, field, row);
+    if (kind == F32 || kind == F64) return quick_decimal(p, n, field, row);
+    if (field->mask == 0 || (load(p) & field->mask) != field->text) return 0;
+    if (kind == WORD) ((int32_t *)(void *)field->out)[row] = field->code;
+    return 1;
+}
+
+/* A text field, of which only WORD is stored; returns where it ends, NULL where it is doubtful. */
+static const char *any_text(const char *p, const char *end, Field *field, int64_t row, Words *words) {
+    const char *begin = p;
+    while (p < end && *p != ',' && *p != '\n' && *p != '"' && (unsigned char)*p < 0x80) p++;
+    if (p >= end || *p == '"' || (unsigned char)*p >= 0x80) return NULL;
+    int32_t code = 0;
+    if (field->kind == WORD) {
+        const char *stop = p;
+        if (stop > begin && stop[-1] == '\r') stop--;
+        if (stop == begin || *begin == ' ' || stop[-1] == ' ') return NULL;
+        code = word(words, begin, stop - begin);
+        if (code < 0) return NULL;
+        ((int32_t *)(void *)field->out)[row] = code;
+    }
+    if (*p == field->separator) remember(field, begin, p + 1, end, code);
+    return p;
+}
+
+static void plan(Field *fields, int32_t width, const int32_t *kinds, const double *lows, const double *highs,
+                 void *const *outs) {
+    for (int32_t c = 0; c < width; c++) {
+        const int32_t kind = kinds[c];
+        const double least = LEAST[kind] > lows[c] ? LEAST[kind] : lows[c];
+        const double most = MOST[kind] < highs[c] ? MOST[kind] : highs[c];
+        fields[c] = (Field){.out = outs[c], .low = lows[c], .high = highs[c], .least = clamp(ceil(least)),
+                            .most = clamp(floor(most)), .kind = kind, .shift = SHIFTS[kind],
+                            .separator = c == width - 1 ? '\n' : ','};
+    }
+}
+
+/* Parses lines of `width` fields from buf[0..len) into outs[], from row `row` on. The text must end with a newline, and
+ * each of outs have room for eight bytes beyond `capacity` values.
  * Returns the row after the last one, or -1 - row for the row of the first doubtful line. */
 int64_t jobwatt_parse(const char *buf, int64_t len, int32_t width, const int32_t *kinds, const double *lows,
                       const double *highs, void *const *outs, int64_t row, int64_t capacity, Words *words) {
     const char *p = buf, *end = buf + len;
-    Last lasts[MAX_FIELDS];
+    Field fields[MAX_FIELDS];
     if (width > MAX_FIELDS) DOUBT;
-    for (int32_t c = 0; c < width; c++)
-        lasts[c] = (Last){.low = clamp(ceil(lows[c])), .high = clamp(floor(highs[c]))};
+    plan(fields, width, kinds, lows, highs, outs);
     while (p < end) {
+        const char *base = p;
+        uint64_t stops = 0; /* of the fields to come, from base on */
         if (row >= capacity) DOUBT;
-        for (int32_t c = 0; c < width; c++) {
-            const int32_t kind = kinds[c];
-            const char *begin = p;
-            Last *last = &lasts[c];
-            if (last->mask && end - p >= 8 && (load(p) & last->mask) == last->text) {
-                if (kind != SKIP) repeat(outs[c], kind, row);
-                p += last->length;
-                continue;
-            }
-            if (kind == SKIP || kind == WORD) {
-                while (p < end && *p != ',' && *p != '\n' && *p != '"' && (unsigned char)*p < 0x80) p++;
-                if (p >= end || *p == '"' || (unsigned char)*p >= 0x80) DOUBT;
-                if (kind == WORD) {
-                    const char *stop = p;
-                    if (stop > begin && stop[-1] == '\r') stop--;
-                    if (stop == begin || *begin == ' ' || stop[-1] == ' ') DOUBT;
-                    int32_t code = word(words, begin, stop - begin);
-                    if (code < 0) DOUBT;
-                    ((int32_t *)outs[c])[row] = code;
+        for (Field *field = fields; field < fields + width; field++) {
+            if (LITTLE_ENDIAN_HOST && stops == 0 && end - p >= WINDOW) stops = separators(base = p);
+            if (stops) {
+                const char *stop = base + __builtin_ctzll(stops);
+                stops &= stops - 1;
+                if (quick_field(p, stop - p, end, field, row)) {
+                    p = stop + 1;
+                    continue;
                 }
-            } else {
-                const int negative = *p == '-';
-                int64_t m;
-                int k, n;
-                p = number(p + negative, end, &m, &k, &n);
-                if (p == NULL) DOUBT;
-                if (kind < F32) {
-                    if (negative) m = -m;
-                    if (k || m < last->low || m > last->high) DOUBT;
-                    switch (kind) {
-                        case U8: if (m < 0 || m > UINT8_MAX) DOUBT; ((uint8_t *)outs[c])[row] = (uint8_t)m; break;
-                        case I16: if (m < INT16_MIN || m > INT16_MAX) DOUBT; ((int16_t *)outs[c])[row] = (int16_t)m; break;
-                        case U16: if (m < 0 || m > UINT16_MAX) DOUBT; ((uint16_t *)outs[c])[row] = (uint16_t)m; break;
-                        case U32: if (m < 0 || m > UINT32_MAX) DOUBT; ((uint32_t *)outs[c])[row] = (uint32_t)m; break;
-                        default: ((int64_t *)outs[c])[row] = m; break;
-                    }
-                } else {
-                    double value = k ? (double)m / POWERS_OF_TEN[k] : (double)m;
-                    if (negative) { value = -value; m = -m; }
-                    if (!(value >= lows[c] && value <= highs[c])) DOUBT;
-                    if (kind == TIME_US) {
-                        if (k <= 6) ((int64_t *)outs[c])[row] = m * MICROS[k];
-                        else if (!micros(begin, &((int64_t *)outs[c])[row])) DOUBT;
-                    } else {
-                        if (n > 15) DOUBT;
-                        if (kind == F32) ((float *)outs[c])[row] = (float)value;
-                        else ((double *)outs[c])[row] = value;
-                    }
-                }
+                stops = 0;
             }
-            if (c == width - 1) {
-                if (p < end && *p == '\r') p++;
-                if (p >= end || *p != '\n') DOUBT;
-            } else if (p >= end || *p != ',') DOUBT;
+            p = field->kind == SKIP || field->kind == WORD ? any_text(p, end, field, row, words)
+                                                           : any_number(p, end, field, row);
+            if (p == NULL) DOUBT;
+            if (field->separator == '\n' && p < end && *p == '\r') p++;
+            if (p >= end || *p != field->separator) DOUBT;
             p++;
-            if (kind != TIME_US) remember(last, begin, p, end);
         }
         row++;
     }

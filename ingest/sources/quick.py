@@ -33,6 +33,9 @@ _KINDS: Final[dict[pl.DataType, tuple[int, str]]] = {
     pl.Float32(): (6, "f4"),
     pl.Float64(): (7, "f8"),
 }
+_SPARE_VALUES: Final = 8
+"""What the parser may write beyond the last row: eight bytes, at most so many values."""
+
 _MAX_WORDS, _WORD_SLOTS, _WORD_BYTES = 65_535, 131_072, 4 * 1024**2
 
 
@@ -84,7 +87,7 @@ def parse(
     kinds, names = layout
     width = header.width
     capacity = sum(len(body) for body in bodies) // (2 * width) + 1
-    arrays = [np.empty(capacity, dtype) if dtype else None for dtype in names]
+    arrays = [np.empty(capacity + _SPARE_VALUES, dtype) if dtype else None for dtype in names]
     outs = (ctypes.c_void_p * width)(*[array.ctypes.data if array is not None else None for array in arrays])
     limits = [LIMITS.get(column or "", (-np.inf, np.inf)) for column in header.columns]
     lows, highs = (np.array(side, np.float64) for side in zip(*limits, strict=True))

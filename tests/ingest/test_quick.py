@@ -22,6 +22,8 @@ KIND = kinds.KINDS["gpu"]
 INTERLEAVED = kinds.KINDS["nvidia_smi"]
 NAMES = list(supercloud_columns.GPU_COLUMN_MAP)
 CLEAN = "1629595473.482184,0,97,41,12345,20165,61,58,214.37,16\n"
+AFTER = CLEAN * 3
+"""What has so much text behind it is taken the quickest way; near the end of a text care is taken not to read on."""
 
 pytestmark = pytest.mark.skipif(not quick.is_available(), reason="the quick parser was not built (no C compiler)")
 
@@ -79,20 +81,21 @@ def test_rows_of_several_texts_are_counted_apart() -> None:
     ],
 )
 def test_a_doubtful_line_is_left_to_others(line: str) -> None:
-    assert quick.parse([CLEAN.encode() + line.encode() + CLEAN.encode()], header(NAMES), KIND.types) is None
+    assert quick.parse([(CLEAN + line + AFTER).encode()], header(NAMES), KIND.types) is None
+    assert quick.parse([(CLEAN + line).encode()], header(NAMES), KIND.types) is None
 
 
 def test_dos_line_ends_are_clean() -> None:
-    body = (CLEAN * 2).replace("\n", "\r\n").encode()
+    body = (CLEAN * 4).replace("\n", "\r\n").encode()
     found = quick.parse([body], header(NAMES), KIND.types)
     assert found is not None
     assert_frame_equal(as_lake(found[0]), as_lake(careful(body).frame))
 
 
 def test_a_negative_temperature_is_a_number() -> None:
-    found = quick.parse([CLEAN.replace(",61,", ",-5,").encode()], header(NAMES), KIND.types)
+    found = quick.parse([(CLEAN.replace(",61,", ",-5,") + AFTER).encode()], header(NAMES), KIND.types)
     assert found is not None
-    assert found[0]["gpu_temp_c"][0] == -5
+    assert found[0]["gpu_temp_c"].to_list() == [-5, 61, 61, 61]
 
 
 @given(micros=st.lists(st.integers(0, 4_000_000_000_000_000), min_size=1, max_size=20), digits=st.integers(0, 9))
@@ -117,9 +120,12 @@ number = st.one_of(
 @given(
     rows=st.lists(st.lists(number, min_size=8, max_size=11), min_size=1, max_size=8),
     end=st.sampled_from(["\n", "\r\n"]),
+    after=st.sampled_from(["", AFTER]),
 )
-def test_what_it_accepts_the_careful_parser_accepts_with_equal_values(rows: list[list[str]], end: str) -> None:
-    body = "".join(",".join(["1629595473.5", *row[:9]]) + end for row in rows).encode()
+def test_what_it_accepts_the_careful_parser_accepts_with_equal_values(
+    rows: list[list[str]], end: str, after: str
+) -> None:
+    body = ("".join(",".join(["1629595473.5", *row[:9]]) + end for row in rows) + after).encode()
     found = quick.parse([body], header(NAMES), KIND.types)
     if found is not None:
         other = careful(body)
@@ -127,12 +133,25 @@ def test_what_it_accepts_the_careful_parser_accepts_with_equal_values(rows: list
         assert_frame_equal(as_lake(found[0]), as_lake(other.frame))
 
 
-@given(data=st.binary(max_size=200))
-def test_no_bytes_whatever_break_it(data: bytes) -> None:
-    body = CLEAN.encode() + data.replace(b"\x00", b"") + b"\n"
+@given(data=st.binary(max_size=200), after=st.sampled_from(["", AFTER]))
+def test_no_bytes_whatever_break_it(data: bytes, after: str) -> None:
+    body = CLEAN.encode() + data.replace(b"\x00", b"") + b"\n" + after.encode()
     found = quick.parse([body], header(NAMES), KIND.types)
     if found is not None:
         assert not careful(body).rejected
+
+
+@given(row=st.data(), place=st.integers(1, 9), cell=number)
+def test_one_odd_cell_among_clean_lines_is_seen_or_read_right(row: st.DataObject, place: int, cell: str) -> None:
+    cells = CLEAN.rstrip().split(",")
+    cells[place] = cell
+    lines = [CLEAN, CLEAN, CLEAN, ",".join(cells) + "\n"]
+    body = ("".join(row.draw(st.permutations(lines))) + AFTER).encode()
+    found = quick.parse([body], header(NAMES), KIND.types)
+    other = careful(body)
+    if found is not None:
+        assert not other.rejected
+        assert_frame_equal(as_lake(found[0]), as_lake(other.frame))
 
 
 def test_words_are_told_apart_and_repeated_ones_are_one() -> None:
