@@ -28,6 +28,7 @@ from polars.exceptions import PolarsError
 from ingest.disk import Syncing
 from ingest.errors import LakeError
 from ingest.records import Part
+from ingest.sample_file import SampleFile
 from ingest.schemas import TABLES, TableSchema
 
 ROW_GROUP_ROWS: Final = 32_768
@@ -66,7 +67,20 @@ class PartWriter:
         delta = table.delta if stretches else ()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb")
-        self._writer = pq.ParquetWriter(
+        self._writer = self._open_writer(delta)
+
+    def _open_writer(self, delta: Sequence[str]) -> SampleFile | pq.ParquetWriter:
+        table = self._table
+        if table.name == "gpu_samples":
+            return SampleFile(
+                self._file,
+                self._schema,
+                level=COMPRESSION_LEVEL,
+                plain=(*table.plain, *table.delta),
+                delta=delta,
+                with_range=table.key,
+            )
+        return pq.ParquetWriter(
             self._file,
             self._schema,
             compression="zstd",
@@ -113,7 +127,10 @@ class PartWriter:
         if self._pending:
             tables = self._pending
             table = tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
-            self._writer.write_table(table, row_group_size=table.num_rows)
+            if isinstance(self._writer, SampleFile):
+                self._writer.write_table(table)
+            else:
+                self._writer.write_table(table, row_group_size=table.num_rows)
             self._pending, self._pending_rows = [], 0
 
     def _to_arrow(self, frame: pl.DataFrame) -> pa.Table:

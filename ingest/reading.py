@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-import numpy as np
-
 from ingest.checksum import BlockHash
+from ingest.compiled import count_newlines
 from ingest.records import ScanFile
 from ingest.sources import delimited
 from ingest.sources.inflate import ByteStream, TooLargeError, TruncatedError
@@ -40,11 +39,6 @@ class LineCount:
             began_here = self.at_line_start
             self.at_line_start = data[-1] == _NEWLINE
             self.lines += count_newlines(data) + began_here - self.at_line_start
-
-
-def count_newlines(text: bytes | memoryview) -> int:
-    """Return the newlines in a text (numpy is several times as fast as ``bytes.count`` where lines are short)."""
-    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == _NEWLINE))
 
 
 def count_content(text: bytes) -> int:

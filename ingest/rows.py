@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 
 from ingest import batches
+from ingest.compiled import count_newlines
 from ingest.keys import TakenKeys
-from ingest.reading import Source, count_content, count_newlines, cut_pieces
+from ingest.reading import Source, count_content, cut_pieces
 from ingest.records import ScanFile
 from ingest.sources import delimited, quick, slurm_log
 from ingest.sources.delimited import Header

@@ -9,18 +9,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
+from ingest.compiled import compiled
 from ingest.quality import LIMITS, NULL_TOKENS, SENTINELS
 from ingest.schemas import TIME
 from ingest.sources.delimited import Header, has_sentinel
 from ingest.units import US_PER_S
-
-LIBRARY: Final = Path(__file__).with_name("_quick.so")
 
 _SKIP, _TIME_US, _WORD = 0, 8, 9
 _SENTINEL_TIMES_S = [int(s) for s in SENTINELS if LIMITS["time_epoch_s"][0] <= s <= LIMITS["time_epoch_s"][1]]
@@ -53,11 +51,8 @@ class _Words(ctypes.Structure):
 @cache
 def library() -> Any:
     """Return the compiled parser's function, or None where there is none."""
-    if not LIBRARY.exists():
-        return None
-    try:
-        function = ctypes.CDLL(str(LIBRARY)).jobwatt_parse
-    except (OSError, AttributeError):  # built for another machine
+    function = getattr(compiled(), "jobwatt_parse", None)
+    if function is None:
         return None
     function.restype = ctypes.c_int64
     function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, *[ctypes.c_void_p] * 4]
