@@ -282,7 +282,8 @@ def _integrate(
         step_s = step_us / US_PER_S
         is_gap = step_us > _MAX_GAP_US
         step_s[is_gap] = 0.0
-        found["power_gaps"][some] = np.add.reduceat(is_gap, first, dtype=np.float64)
+        if is_gap.any():
+            found["power_gaps"][some] = np.add.reduceat(is_gap, first, dtype=np.float64)
         area = np.empty_like(power)
         area[0] = 0.0
         np.add(power[1:], power[:-1], out=area[1:])

@@ -20,9 +20,13 @@ from ingest.errors import GpuLostError
 RETRY_LOST_S: Final = 10.0
 """How often a lost GPU is looked for again."""
 
-ENERGY_S: Final = 10.0
-ENERGY_TICKS: Final = 60
-"""The energy counter is asked once in so many seconds, or ticks where these take longer, unless told otherwise."""
+ENERGY_S: Final = 30.0
+ENERGY_TICKS: Final = 120
+"""The energy counter is asked once in so many seconds, or ticks where these take longer, unless told otherwise.
+
+At 4.5 ms each, 8 GPUs cost 0.12 % of a core so at ten readings a second, and 0.03 % at one; asked every 10 s it
+would be 0.36 %.
+"""
 
 EARLY_S: Final = 0.005
 """A tick that comes so long before the counter's time is the one that was meant."""
@@ -93,6 +97,7 @@ class GpuCollector:
         self._job_ids: dict[int, int | None] = {}
         self._energy_due_s: dict[int, float] = {}
         self._silent: dict[int, tuple[bool, ...]] = {}
+        self._last_silent: dict[tuple[int, bool], tuple[bool, ...]] = {}
         self._retry_s = 0.0
 
     def tick(self) -> None:
@@ -169,11 +174,12 @@ class GpuCollector:
     def _compare(self, index: int, reading: GpuReading, with_energy: bool) -> None:
         """Report sensors that fell silent, or spoke again; the counter, only where it was asked."""
         silent = tuple(map(is_, reading, _NOTHING))
+        if silent == self._last_silent.get((index, with_energy)):
+            return
+        self._last_silent[index, with_energy] = silent
         before = self._silent.get(index)
         if before is not None and not with_energy:
             silent = (*silent[:_ENERGY], before[_ENERGY], *silent[_ENERGY + 1 :])
-        if silent == before:
-            return
         self._silent[index] = silent
         for refusal in self._backend.take_refusals():
             self._events.record("gpu", "error", detail=refusal)
@@ -238,7 +244,7 @@ class Inventory:
         jobs: JobTable,
         *,
         proc: Path = Path("/proc"),
-        devices_s: float = 60.0,
+        devices_s: float = 300.0,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
