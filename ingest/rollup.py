@@ -99,9 +99,9 @@ def fold_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
         elif "_last_" in name:
             edges.append(pl.col(name).drop_nulls().last())
     key = list(SERIES_KEY)
-    ordered = pieces.sort([*key, "first_time"], nulls_last=False)
-    at = ordered.group_by(key, maintain_order=True).agg(edges)
-    sums = join_pieces(pieces)
+    seamed = _seam_pieces(pieces)
+    at = seamed.group_by(key, maintain_order=True).agg(edges)
+    sums = _sum_pieces(seamed)
     null_gain = [pl.when(pl.col("counter_first_j").is_not_null()).then("counter_gain_j").alias("counter_gain_j")]
     null_gain += [pl.when(pl.col("both_first_j").is_not_null()).then(n).alias(n) for n in _BOTH]
     joined = sums.join(at, on=key, how="left", nulls_equal=True, maintain_order="left").with_columns(null_gain)
@@ -113,45 +113,71 @@ def join_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
 
     ``pieces`` has the series key, the columns of `PIECE_SCHEMA`, and pieces of one series do not overlap in time.
     """
-    key = list(SERIES_KEY)
-    ordered = pieces.sort([*key, "first_time"], nulls_last=False)
-    previous = {
-        name: pl.col(name).forward_fill().shift().over(key)
-        for name in (
-            *("last_time", "power_last_time", "power_last_w", "counter_last_j"),
-            *("both_last_time", "both_last_w", "both_last_j"),
-        )
-    }
-    step_s = (pl.col("first_time") - previous["last_time"]).dt.total_microseconds() / US_PER_S
-    power_step_s = (pl.col("power_first_time") - previous["power_last_time"]).dt.total_microseconds() / US_PER_S
-    joined = (power_step_s <= MAX_GAP_S).fill_null(False)
-    seam_w = (pl.col("power_first_w") + previous["power_last_w"]) / 2
-    both_s = (pl.col("both_first_time") - previous["both_last_time"]).dt.total_microseconds() / US_PER_S
-    both_j = pl.col("both_first_j") - previous["both_last_j"]
-    both_w = (pl.col("both_first_w") + previous["both_last_w"]) / 2
-    is_both = ((both_s <= MAX_GAP_S) & (both_j >= 0)).fill_null(False)
-    seamed = ordered.with_columns(
-        pl.col("covered_s") + pl.when(joined).then(power_step_s).otherwise(0.0),
-        pl.col("energy_j") + pl.when(joined).then(power_step_s * seam_w).otherwise(0.0),
-        pl.col("gaps") + (step_s > MAX_GAP_S).fill_null(False).cast(pl.Int64),
-        pl.col("clock_jumps") + (step_s > CLOCK_JUMP_S).fill_null(False).cast(pl.Int64),
-        pl.max_horizontal("longest_gap_s", pl.when(step_s > MAX_GAP_S).then(step_s).otherwise(0.0)).alias(
-            "longest_gap_s"
-        ),
-        pl.col("counter_gain_j") + (pl.col("counter_first_j") - previous["counter_last_j"]).clip(0).fill_null(0.0),
-        pl.col("both_energy_j") + pl.when(is_both).then(both_s * both_w).otherwise(0.0),
-        pl.col("both_counter_j") + pl.when(is_both).then(both_j).otherwise(0.0),
-    )
-    sums = ["rows", "covered_s", "energy_j", "gaps", "clock_jumps", "gpu_util_sum", "gpu_util_n"]
-    sums += ["both_energy_j", "both_counter_j"]
+    return _sum_pieces(_seam_pieces(pieces))
+
+
+def _sum_pieces(seamed: pl.DataFrame) -> pl.DataFrame:
+    sums = ["rows", "covered_s", "energy_j", "gaps", "power_gaps", "clock_jumps", "gpu_util_sum", "gpu_util_n", *_BOTH]
     extremes = ["longest_gap_s", "power_max_w", "memory_used_max_mib", "memory_total_max_mib", "gpu_temp_max_c"]
-    return seamed.group_by(key, maintain_order=True).agg(
+    return seamed.group_by(list(SERIES_KEY), maintain_order=True).agg(
         pl.col("first_time").min(),
         pl.col("last_time").max(),
         *[pl.col(name).sum() for name in sums],
         *[pl.col(name).max() for name in extremes],
         pl.when(pl.col("counter_gain_j").count() > 0).then(pl.col("counter_gain_j").sum()).alias("counter_gain_j"),
         (pl.col("power_max_w").count() > 0).alias("has_power"),
+    )
+
+
+def _seam_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return the pieces in order, each with the seam to the one before it added.
+
+    ``both_*_after_*`` count from the first power of the series here, and no longer from the piece's own.
+    """
+    key = list(SERIES_KEY)
+    ordered = pieces.sort([*key, "first_time"], nulls_last=False)
+    previous = {
+        name: pl.col(name).forward_fill().shift().over(key)
+        for name in ("last_time", "power_last_time", "power_last_w", "counter_last_j")
+    }
+    step_s = (pl.col("first_time") - previous["last_time"]).dt.total_microseconds() / US_PER_S
+    power_step_s = (pl.col("power_first_time") - previous["power_last_time"]).dt.total_microseconds() / US_PER_S
+    is_joined = (power_step_s <= MAX_GAP_S).fill_null(False)
+    seam_w = (pl.col("power_first_w") + previous["power_last_w"]) / 2
+    seamed = ordered.with_columns(
+        pl.col("covered_s") + pl.when(is_joined).then(power_step_s).otherwise(0.0),
+        pl.col("gaps") + (step_s > MAX_GAP_S).fill_null(False).cast(pl.Int64),
+        pl.col("clock_jumps") + (step_s > CLOCK_JUMP_S).fill_null(False).cast(pl.Int64),
+        pl.max_horizontal("longest_gap_s", pl.when(step_s > MAX_GAP_S).then(step_s).otherwise(0.0)).alias(
+            "longest_gap_s"
+        ),
+        pl.col("counter_gain_j") + (pl.col("counter_first_j") - previous["counter_last_j"]).clip(0).fill_null(0.0),
+        # a piece of an older lake does not tell its gaps: nothing is told across it
+        pl.col("power_gaps").fill_null(1),
+        seam_j=pl.when(is_joined).then(power_step_s * seam_w).otherwise(0.0),
+        seam_gaps=(power_step_s > MAX_GAP_S).fill_null(False).cast(pl.Int64),
+    ).with_columns(pl.col("energy_j") + pl.col("seam_j"), pl.col("power_gaps") + pl.col("seam_gaps"))
+    return _seam_readings(seamed).drop("seam_j", "seam_gaps")
+
+
+def _seam_readings(seamed: pl.DataFrame) -> pl.DataFrame:
+    """Add both energies between the last reading of the counter in an earlier piece and the first one in this."""
+    key = list(SERIES_KEY)
+    sums = {"j": ("energy_j", "seam_j"), "gaps": ("power_gaps", "seam_gaps")}
+    before = {unit: pl.col(a).cum_sum().over(key) - pl.col(a) + pl.col(b) for unit, (a, b) in sums.items()}
+    placed = seamed.with_columns(
+        pl.col(f"both_{edge}_after_{unit}") + before[unit] for edge in ("first", "last") for unit in sums
+    )
+
+    def since_last(name: str) -> pl.Expr:
+        before = pl.col(name.replace("_first_", "_last_")).forward_fill().shift().over(key)
+        return pl.col(name) - before
+
+    rise_j, energy_j = since_last("both_first_j"), since_last("both_first_after_j")
+    counts = ((rise_j >= 0) & (since_last("both_first_after_gaps") == 0)).fill_null(False)
+    return placed.with_columns(
+        pl.col("both_energy_j") + pl.when(counts).then(energy_j).otherwise(0.0),
+        pl.col("both_counter_j") + pl.when(counts).then(rise_j).otherwise(0.0),
     )
 
 

@@ -315,9 +315,10 @@ JOB_STATS = TableSchema(
         "One row for each job that has GPU samples, written with them. gpus are those that were seen. energy_j "
         "integrates power_w by trapezoids, never across a gap; power_mean_w is energy over covered GPU seconds; "
         "coverage is covered GPU seconds over (GPUs seen, or allocated where those are more) x (last - first sample, "
-        "or the scheduler's run time where known), clipped at 1. energy_counter_j is the driver's own. energy_gap_pct "
-        "is 100 x (integral - counter) / counter, both over the same span: the steps between samples that have power "
-        "and counter, gaps and the counter's resets left out, on those of its GPUs that have both."
+        "or the scheduler's run time where known), clipped at 1. energy_counter_j is the driver's own, from a GPU's "
+        "first to its last reading of the counter, which collectors ask seldom. energy_gap_pct is 100 x (integral - "
+        "counter) / counter, both over the same span: from one reading of the counter to the next, power integrated "
+        "over all samples between; gaps and the counter's resets left out, on those of its GPUs that have both."
     ),
     columns=_t(
         job_id=pl.Int64,

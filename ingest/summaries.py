@@ -52,16 +52,23 @@ PIECE_SCHEMA: dict[str, pl.DataType] = {
     "counter_first_j": pl.Float64(),
     "counter_last_j": pl.Float64(),
     "counter_gain_j": pl.Float64(),
-    "both_first_time": TIME,
-    "both_last_time": TIME,
-    "both_first_w": pl.Float64(),
-    "both_last_w": pl.Float64(),
+    "power_gaps": pl.Int64(),
     "both_first_j": pl.Float64(),
     "both_last_j": pl.Float64(),
+    "both_first_after_j": pl.Float64(),
+    "both_last_after_j": pl.Float64(),
+    "both_first_after_gaps": pl.Int64(),
+    "both_last_after_gaps": pl.Int64(),
     "both_energy_j": pl.Float64(),
     "both_counter_j": pl.Float64(),
 }
-"""Columns of one piece's summary, which the manifest keeps for each piece of each series."""
+"""Columns of one piece's summary, which the manifest keeps for each piece of each series.
+
+``both_*`` is energy by integral and by counter over the same time, from one reading of the counter (by a sample that
+has power) to the next: inside the piece ``both_energy_j`` and ``both_counter_j``; for what spans pieces, the first and
+the last reading, how much energy the integral has from the piece's first power up to them (``after_j``), and how many
+steps between powers up to there, and in the whole piece (``power_gaps``), are gaps.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +261,7 @@ def _total_memory(frame: pl.DataFrame, starts: IntArray, n: IntArray) -> FloatAr
 def _integrate(
     frame: pl.DataFrame, time_us: IntArray, step_us: IntArray, starts: IntArray, n: IntArray
 ) -> dict[str, AnyArray]:
-    """Return energy, covered time, and the first and last power of each series; samples without power are left out."""
+    """Return energy, covered time, gaps, first and last power of each series; samples without power are left out."""
     power, present = _values(frame, "power_w")
     power = power.astype(np.float64, copy=False)
     first, count = starts, n
@@ -269,11 +276,14 @@ def _integrate(
         step_us[first] = 0
         count = count[some]
     found = {name: np.full(len(starts), np.nan) for name in _POWER_EDGES}
-    found |= {"covered_s": np.zeros(len(starts)), "energy_j": np.zeros(len(starts))}
+    found |= {name: np.zeros(len(starts)) for name in ("covered_s", "energy_j", "power_gaps")}
     if some.any():
         last = first + count - 1
         step_s = step_us / US_PER_S
-        step_s[step_us > _MAX_GAP_US] = 0.0
+        is_gap = step_us > _MAX_GAP_US
+        step_s[is_gap] = 0.0
+        if is_gap.any():
+            found["power_gaps"][some] = np.add.reduceat(is_gap, first, dtype=np.float64)
         area = np.empty_like(power)
         area[0] = 0.0
         np.add(power[1:], power[:-1], out=area[1:])
@@ -303,34 +313,37 @@ def _counter(frame: pl.DataFrame, starts: IntArray) -> dict[str, AnyArray]:
 
 
 def _energy_twice(frame: pl.DataFrame, starts: IntArray) -> dict[str, AnyArray]:
-    """Return the energy of each series by integral and by counter, over the very same steps, and the edges of these.
+    """Return the columns ``both_*`` of each series: energy by integral and by counter from one reading to the next.
 
-    The steps are those between samples that have power and counter; not gaps, and not where the counter steps back.
+    A pair of readings counts if no step between powers is a gap between them, and the counter did not step back.
     """
     names = [name for name in PIECE_SCHEMA if name.startswith("both_")]
-    columns = [frame[name] if name in frame.columns else None for name in ("power_w", "energy_counter_j")]
-    power, counter = columns
+    power, counter = (frame[name] if name in frame.columns else None for name in ("power_w", "energy_counter_j"))
     if power is None or counter is None or counter.null_count() == len(counter):
         return {name: np.full(len(starts), np.nan) for name in names}
     segment = np.repeat(np.arange(len(starts)), np.append(starts[1:], frame.height) - starts)
-    rows = pl.DataFrame({"segment": segment, "t": whole_numbers(frame["time"]), "w": power, "j": counter}).drop_nulls()
-    rows = rows.with_columns(pl.col("w").cast(pl.Float64))
-    step_us, step_j = (pl.col(name).diff().over("segment") for name in ("t", "j"))
-    counts = ((step_us <= _MAX_GAP_US) & (step_j >= 0)).fill_null(False)
+    rows = pl.DataFrame({"segment": segment, "t": whole_numbers(frame["time"]), "w": power, "j": counter})
+    rows = rows.filter(pl.col("w").is_not_null()).with_columns(pl.col("w").cast(pl.Float64))
+    step_us = pl.col("t").diff().over("segment").fill_null(0)
     area = step_us / US_PER_S * (pl.col("w") + pl.col("w").shift().over("segment")) / 2
-    found = rows.with_columns(
-        pl.when(counts).then(area).otherwise(0.0).alias("area"),
-        pl.when(counts).then(step_j).otherwise(0.0).alias("gain"),
+    readings = rows.with_columns(
+        pl.when(step_us <= _MAX_GAP_US).then(area).fill_null(0.0).cum_sum().over("segment").alias("after_j"),
+        (step_us > _MAX_GAP_US).cast(pl.Int64).cum_sum().over("segment").alias("after_gaps"),
+    ).filter(pl.col("j").is_not_null())
+    rise_j, energy_j, gaps = (pl.col(name).diff().over("segment") for name in ("j", "after_j", "after_gaps"))
+    counts = ((gaps == 0) & (rise_j >= 0)).fill_null(False)
+    of_series = (
+        readings.with_columns(rise_j=pl.when(counts).then(rise_j), energy_j=pl.when(counts).then(energy_j))
+        .group_by("segment")
+        .agg(
+            *[pl.col(name).first().name.prefix("first_") for name in ("j", "after_j", "after_gaps")],
+            *[pl.col(name).last().name.prefix("last_") for name in ("j", "after_j", "after_gaps")],
+            pl.col("energy_j", "rise_j").sum().name.replace("rise_j", "counter_j"),
+        )
     )
-    edges = [pl.col(c).cast(pl.Float64) for c in ("t", "w", "j")]
-    by_series = found.group_by("segment").agg(
-        *[e for edge in edges for e in (edge.first().name.suffix("_first"), edge.last().name.suffix("_last"))],
-        pl.col("area").sum(),
-        pl.col("gain").sum(),
-    )
-    every = pl.DataFrame({"segment": np.arange(len(starts))}).join(by_series, on="segment", how="left").sort("segment")
-    own = ("t_first", "t_last", "w_first", "w_last", "j_first", "j_last", "area", "gain")
-    return {name: every[mine].fill_null(float("nan")).to_numpy() for name, mine in zip(names, own, strict=True)}
+    every = pl.DataFrame({"segment": np.arange(len(starts))}).join(of_series, on="segment", how="left").sort("segment")
+    own = every.drop("segment").select(pl.all().name.prefix("both_").cast(pl.Float64).fill_null(float("nan")))
+    return {name: own[name].to_numpy() for name in names}
 
 
 def pieces_frame(summaries: Sequence[Summary]) -> pl.DataFrame:

@@ -25,6 +25,20 @@ def energy_j(times: Sequence[datetime], power_w: Sequence[float | None]) -> tupl
     return energy, covered
 
 
+def energy_twice_j(rows: Sequence[Row]) -> tuple[float, float]:
+    """Return joules of one series by integral and by counter, each pair of successive counter readings on its own."""
+    powered = [row for row in rows if row["power_w"] is not None]
+    places = [place for place, row in enumerate(powered) if row["energy_counter_j"] is not None]
+    integral = counter = 0.0
+    for a, b in itertools.pairwise(places):
+        times = [row["time"] for row in powered[a : b + 1]]
+        energy, covered = energy_j(times, [row["power_w"] for row in powered[a : b + 1]])
+        rise = powered[b]["energy_counter_j"] - powered[a]["energy_counter_j"]
+        if abs(covered - (times[-1] - times[0]).total_seconds()) < 1e-9 and rise >= 0:
+            integral, counter = integral + energy, counter + rise
+    return integral, counter
+
+
 def by_series(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
     """Return the rows of each series (job, node, GPU), by time."""
     series: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
@@ -44,9 +58,12 @@ def summarise_series(rows: Sequence[Row]) -> Row:
     energy, covered = energy_j(times, [row["power_w"] for row in rows])
     steps = [(b - a).total_seconds() for a, b in itertools.pairwise(times)]
     power, used = present(rows, "power_w"), present(rows, "memory_used_mib")
+    integral, counter = energy_twice_j(rows)
     return {
         "rows": len(rows),
         "energy_j": energy,
+        "both_energy_j": integral,
+        "both_counter_j": counter,
         "covered_s": covered,
         "gaps": sum(step > MAX_GAP_S for step in steps),
         "clock_jumps": sum(step > CLOCK_JUMP_S for step in steps),
@@ -72,6 +89,7 @@ def summarise_job(series: Sequence[Sequence[Row]], run_s: float | None) -> Row:
     power, util = present(rows, "power_w"), present(rows, "gpu_util_pct")
     first, last = min(row["time"] for row in rows), max(row["time"] for row in rows)
     energy, covered = sum(part["energy_j"] for part in parts), sum(part["covered_s"] for part in parts)
+    integral, counter = (sum(part[f"both_{name}_j"] for part in parts) for name in ("energy", "counter"))
     due_s = (run_s or (last - first).total_seconds()) * len(series)
     return {
         "nodes": len({row["node"] for row in rows}),
@@ -85,6 +103,7 @@ def summarise_job(series: Sequence[Sequence[Row]], run_s: float | None) -> Row:
         "longest_gap_s": max(part["longest_gap_s"] for part in parts),
         "energy_j": energy if power else None,
         "energy_counter_j": None if None in gains else sum(gain for gain in gains if gain is not None),
+        "energy_gap_pct": 100 * (integral / counter - 1) if counter > 0 else None,
         "power_mean_w": energy / covered if covered > 0 else None,
         "power_max_w": max(power, default=None),
         "gpu_util_mean_pct": sum(util) / len(util) if util else None,

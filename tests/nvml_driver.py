@@ -27,7 +27,8 @@ H200: dict[str, Any] = {
     "CurrPcieLinkWidth": 16,
     "MigMode": (0, 0),
     "ComputeRunningProcesses_v3": (),
-    "fields": {186: 612345, 185: 600001, 83: 435205165, 82: 48},
+    "TotalEnergyConsumption": 435205165,
+    "fields": {186: 612345, 185: 600001, 82: 48},
 }
 """Answers of the kind that an H200 gives; the numbers are made up."""
 
@@ -94,7 +95,7 @@ def _fill_fields(values: Any, answers: Mapping[int, int] | None) -> int:
     for value in values:
         answer = answers.get(value.fieldId)
         value.nvmlReturn = nv.NVML_ERROR_NOT_SUPPORTED if answer is None else 0
-        value.valueType = nv.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG if value.fieldId == 83 else 1
+        value.valueType = nv.NVML_VALUE_TYPE_UNSIGNED_INT
         if answer is not None:
             value.value.ullVal = answer
     return 0

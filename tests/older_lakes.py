@@ -26,6 +26,6 @@ def make_older(root: Path) -> None:
             pq.write_table(table, file)
             part["bytes"] = file.stat().st_size
     pieces = pq.read_table(root / "_manifest" / head["pieces"])
-    both = [name for name in pieces.column_names if name.startswith("both_")]
-    pq.write_table(pieces.drop_columns(both), root / "_manifest" / head["pieces"])
+    later = [name for name in pieces.column_names if name.startswith("both_") or name == "power_gaps"]
+    pq.write_table(pieces.drop_columns(later), root / "_manifest" / head["pieces"])
     path.write_text(json.dumps({**head, "format": 2, "schema_version": 1}))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ingest.collectors.run import Options
 
 SECONDS = click.FloatRange(min=0)
+INTERVALS = ("gpu_interval", "energy_interval", "process_interval", "node_interval")
 
 
 def _node_name(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
@@ -53,6 +54,12 @@ def _gpu_numbers(ctx: click.Context, parameter: click.Parameter, text: str | Non
 @click.command()
 @click.option("--spool", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to.")
 @click.option("--gpu-interval", type=SECONDS, default=0.1, show_default=True, help="Seconds; 0: no GPUs.")
+@click.option(
+    "--energy-interval",
+    type=SECONDS,
+    help="Seconds between readings of the energy counter, which takes the driver milliseconds; 0: none.  "
+    "[default: 30, or 120 GPU intervals where those are longer]",
+)
 @click.option("--process-interval", type=SECONDS, default=10.0, show_default=True, help="Seconds; 0: no processes.")
 @click.option("--node-interval", type=SECONDS, default=300.0, show_default=True, help="Seconds; 0: no node readings.")
 @click.option("--node", callback=_node_name, help="Name of this node.  [default: the host's, up to its first dot]")
@@ -79,6 +86,7 @@ def collect(
     *,
     spool: Path,
     gpu_interval: float,
+    energy_interval: float | None,
     process_interval: float,
     node_interval: float,
     node: str | None,
@@ -113,7 +121,7 @@ def collect(
     from ingest.collectors.run import Options
     from ingest.collectors.service import Plan
 
-    plan = Plan(gpu_interval, process_interval, node_interval, probe=probe)
+    plan = Plan(gpu_interval, process_interval, node_interval, energy_interval_s=energy_interval, probe=probe)
     options = Options(spool, node, plan, replay, prometheus, duration)
     if label is None:
         from ingest.collectors.run import collect as collect_until_stopped
@@ -143,7 +151,7 @@ def _run_labelled(
 def _given_words() -> list[str]:
     """Return the options of this command line that belong into a collector's unit, with absolute paths."""
     context, words = click.get_current_context(), []
-    for name in ("gpu_interval", "process_interval", "node_interval", "node", "probe", "prometheus", "replay"):
+    for name in (*INTERVALS, "node", "probe", "prometheus", "replay"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             value = context.params[name]
             words += [f"--{name.replace('_', '-')}", str(value.absolute() if isinstance(value, Path) else value)]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MAX_GAP_S: Final = 1.0
+MAX_GAP_S: Final = 10.0
+"""Power is not integrated between two samples further apart than this; as in the lake (`ingest.quality`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,9 @@ def energy_twice(
 ) -> EnergyTwice:
     """Return both energies of one GPU's samples in order of time.
 
-    Only steps between two samples that both have both values count, so that the two are energies of the same time; none
-    longer than ``max_gap_s``, and none in which the counter fell (the driver was loaded anew).
+    Power is integrated over all samples from one reading of the counter to the next, so that the two are energies of
+    the same time. What lies between two readings counts only if no step between samples with power is longer than
+    ``max_gap_s`` there, and not if the counter fell (the driver was loaded anew). A reading without power is none.
 
     Parameters
     ----------
@@ -40,21 +42,28 @@ def energy_twice(
 
     Examples
     --------
-    >>> energy_twice(0, [(0.0, 100.0, 0), (0.5, 100.0, 40_000), (1.0, 100.0, 80_000)]).gap_ratio
+    >>> energy_twice(0, [(0.0, 100.0, 0), (0.5, 100.0, None), (1.0, 100.0, 80_000)]).gap_ratio
     0.25
     """
     counter_j = integral_j = covered_s = 0.0
-    before: tuple[float, float, float] | None = None
+    before: tuple[float, float] | None = None
+    read: tuple[float, float] | None = None
+    since_j = 0.0
     for time_s, power_w, energy_mj in samples:
-        if power_w is None or energy_mj is None:
-            before = None
+        if power_w is None:
             continue
-        if before is not None and 0 < time_s - before[0] <= max_gap_s and energy_mj >= before[2]:
-            step_s = time_s - before[0]
-            covered_s += step_s
-            integral_j += step_s * (power_w + before[1]) / 2
-            counter_j += (energy_mj - before[2]) / 1000
-        before = (time_s, power_w, energy_mj)
+        if before is not None and 0 <= time_s - before[0] <= max_gap_s:
+            since_j += (time_s - before[0]) * (power_w + before[1]) / 2
+        else:
+            read = None
+        before = (time_s, power_w)
+        if energy_mj is None:
+            continue
+        if read is not None and time_s > read[0] and energy_mj >= read[1]:
+            covered_s += time_s - read[0]
+            integral_j += since_j
+            counter_j += (energy_mj - read[1]) / 1000
+        read, since_j = (time_s, energy_mj), 0.0
     gap = integral_j / counter_j - 1 if counter_j > 0 else None
     return EnergyTwice(gpu_index, counter_j, integral_j, covered_s, gap)
 

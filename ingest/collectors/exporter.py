@@ -35,6 +35,11 @@ GPU_GAUGES: Final = {
 }
 """Metric to what it says, the reading it comes from, and the factor to its base unit."""
 
+ENERGY_TEXT: Final = (
+    "Energy since the driver was loaded, as last read: the counter is asked less often than all else, so that it may "
+    "be older than the scrape (--energy-interval)."
+)
+
 GPU_LABELS: Final = ("gpu", "uuid", "node")
 
 
@@ -56,7 +61,7 @@ class ServiceCollector:
         gpu, inventory = self._service.gpu, self._service.inventory
         if gpu is None or inventory is None:
             return
-        readings = dict(gpu.latest)
+        readings, counters_mj = dict(gpu.latest), dict(gpu.counters_mj)
         for name, (text, field, factor) in GPU_GAUGES.items():
             gauge = GaugeMetricFamily(f"jobwatt_{name}", text, labels=GPU_LABELS)
             for index, reading in readings.items():
@@ -64,15 +69,13 @@ class ServiceCollector:
                 if value is not None:
                     gauge.add_metric(self._labels(index), value * factor)
             yield gauge
-        energy = CounterMetricFamily(
-            "jobwatt_gpu_energy_joules", "Energy since the driver was loaded.", labels=GPU_LABELS
-        )
+        energy = CounterMetricFamily("jobwatt_gpu_energy_joules", ENERGY_TEXT, labels=GPU_LABELS)
         info = InfoMetricFamily("jobwatt_gpu", "What the GPU is.", labels=GPU_LABELS)
         jobs = InfoMetricFamily("jobwatt_job", "A job that uses the GPU.", labels=("jobid", *GPU_LABELS))
-        for index, reading in readings.items():
+        for index in readings:
             labels = self._labels(index)
-            if reading.energy_mj is not None:
-                energy.add_metric(labels, reading.energy_mj / 1000)
+            if index in counters_mj:
+                energy.add_metric(labels, counters_mj[index] / 1000)
             device = inventory.devices.get(index)
             if device is not None:
                 info.add_metric(labels, {"name": device.name, "driver_version": device.driver_version})

@@ -23,18 +23,16 @@ THROTTLE_REASONS: Final = ("CurrentClocksEventReasons", "CurrentClocksThrottleRe
 def bind(nvml: Any, handle: Any) -> dict[str, Callable[[], Any]]:
     """Return the calls of which a sample is made; each returns its value or raises NVML's error.
 
-    ``fields`` is instantaneous and averaged power in mW, energy in mJ and memory temperature in °C, each None where the
-    GPU does not have it; ``utilization`` is in %, of the GPU and its memory; ``memory`` is free and used, in MiB.
+    ``fields`` is instantaneous and averaged power in mW, each None where the GPU does not have it; ``energy`` is in mJ
+    since the driver was loaded; ``utilization`` is in %, of the GPU and its memory; ``memory`` is free and used, in
+    MiB.
     """
-    fields = (
-        nvml.NVML_FI_DEV_POWER_INSTANT,
-        nvml.NVML_FI_DEV_POWER_AVERAGE,
-        nvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION,
-        nvml.NVML_FI_DEV_MEMORY_TEMP,
-    )
+    powers = (nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_FI_DEV_POWER_AVERAGE)
+    memory_temperature = _bind_fields(nvml, handle, (nvml.NVML_FI_DEV_MEMORY_TEMP,))
     sm, memory = ctypes.c_uint(nvml.NVML_CLOCK_SM), ctypes.c_uint(nvml.NVML_CLOCK_MEM)
     return {
-        "fields": _bind_fields(nvml, handle, fields),
+        "fields": _bind_fields(nvml, handle, powers),
+        "memory_temperature": lambda: memory_temperature()[0],
         "power": _bind_number(nvml, handle, "PowerUsage"),
         "energy": _bind_number(nvml, handle, "TotalEnergyConsumption", kind=ctypes.c_ulonglong),
         "utilization": _bind_rates(nvml, handle),

@@ -29,6 +29,7 @@ READING_COLUMN_MAP: Final[Mapping[str, str]] = {
     "enforced_power_limit_W": "power_limit_w",
     "throttle_reasons": "throttle_reasons",
 }
+ENERGY: Final = GpuReading._fields.index("energy_mj")
 MAX_GAP_S: Final = 1.0
 """A GPU without a row for longer than this is lost for that time."""
 
@@ -37,7 +38,7 @@ class ReplayBackend:
     """Plays recordings by the clock: what a GPU read so many seconds after their start it reads so many after ours.
 
     A GPU whose rows have a gap is lost in the gap; after the last row of all, it begins anew, and the energy counter
-    goes on from where it was.
+    goes on from where it was. Between two recorded values of the counter it rises steadily.
 
     Parameters
     ----------
@@ -46,7 +47,8 @@ class ReplayBackend:
     gpus
         How many GPUs to play; the recorded ones are played again under further numbers. As recorded unless given.
     spin_s
-        CPU seconds that each call of `ingest.collectors.hardware.CALLS` burns, by its name, as on real hardware.
+        CPU seconds that each call of `ingest.collectors.hardware.CALLS`, ``processes`` and ``describe`` burn, by name,
+        as on real hardware.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class ReplayBackend:
             raise HardwareError(
                 "the recording has no GPU samples to play; give files of gpu/ or a spool's gpu segments"
             )
-        recorded = [list(readings) for _, readings in sorted(series.items())]
+        recorded = [_with_counters(readings) for _, readings in sorted(series.items())]
         self._first_s = min(readings[0].time_s for readings in recorded)
         self._length_s = max(readings[-1].time_s for readings in recorded) - self._first_s + 0.1
         numbers = sorted(series) if gpus is None else range(gpus)
@@ -70,10 +72,11 @@ class ReplayBackend:
         self._times = {
             index: [reading.time_s - self._first_s for reading in rows] for index, rows in self._series.items()
         }
-        self._spin_s, self._due_s = (
-            dict(spin_s or {}),
-            dict.fromkeys(((i, c) for i in self._series for c in CALLS), 0.0),
-        )
+        self._spin_s = dict(spin_s or {})
+        self._spin_always_s = sum(self._spin_s.get(name, 0.0) for name, every_s in CALLS.items() if every_s == 0)
+        self._spin_always_s -= self._spin_s.get("energy", 0.0)
+        self._due_s = {index: {name: 0.0 for name, every_s in CALLS.items() if every_s > 0} for index in self._series}
+        self._next_due_s = dict.fromkeys(self._series, 0.0)
         self._energy_of_round_mj = {index: _energy_mj(rows) for index, rows in self._series.items()}
         self._wall, self._monotonic = wall, monotonic
         self._began_s = monotonic()
@@ -82,23 +85,24 @@ class ReplayBackend:
         """Return the numbers of the GPUs."""
         return tuple(self._series)
 
-    def read(self, index: int) -> GpuReading:
+    def read(self, index: int, *, with_energy: bool) -> GpuReading:
         """Return what was recorded at this place of the recording, under the time of now."""
-        time_s = self._wall()
-        round_number, place_s = divmod(self._monotonic() - self._began_s, self._length_s)
+        time_s, now_s = self._wall(), self._monotonic()
+        round_number, place_s = divmod(now_s - self._began_s, self._length_s)
         place = bisect.bisect_right(self._times[index], place_s) - 1
         if place < 0 or place_s - self._times[index][place] > MAX_GAP_S:
             raise GpuLostError(f"GPU {index}: nothing is recorded {place_s:.1f} s after the start")
         if self._spin_s:
-            self._spin(index)
+            self._spin(index, now_s, with_energy)
         reading = self._series[index][place]
-        energy_mj = reading.energy_mj
+        energy_mj = reading.energy_mj if with_energy else None
         if energy_mj is not None:
             energy_mj += int(round_number) * self._energy_of_round_mj[index]
-        return reading._replace(time_s=time_s, energy_mj=energy_mj)
+        return GpuReading._make((time_s, *reading[1:ENERGY], energy_mj, *reading[ENERGY + 1 :]))
 
     def describe(self, index: int) -> GpuDevice:
         """Return what little a recording says of the GPU."""
+        spin(self._spin_s.get("describe", 0.0))
         first = self._series[index][0]
         total = (
             None
@@ -120,15 +124,35 @@ class ReplayBackend:
     def close(self) -> None:
         """Have nothing to let go."""
 
-    def _spin(self, index: int) -> None:
+    def _spin(self, index: int, now_s: float, with_energy: bool) -> None:
         """Burn what the calls cost that are due now."""
-        now_s, cost_s = self._monotonic(), 0.0
-        for name, every_s in CALLS.items():
-            if now_s >= self._due_s[index, name]:
+        cost_s = self._spin_always_s
+        if with_energy:
+            cost_s += self._spin_s.get("energy", 0.0)
+        if now_s >= self._next_due_s[index]:
+            due_s = self._due_s[index]
+            for name in [name for name in due_s if now_s >= due_s[name]]:
                 cost_s += self._spin_s.get(name, 0.0)
-                first = self._due_s[index, name] == 0.0
-                self._due_s[index, name] = now_s + (every_s * (1 + index) / 8 if first else every_s) - 0.005
+                share = (1 + index) / 8 if due_s[name] == 0.0 else 1.0
+                due_s[name] = now_s + CALLS[name] * share - 0.005
+            self._next_due_s[index] = min(due_s.values())
         spin(cost_s)
+
+
+def _with_counters(readings: Sequence[GpuReading]) -> list[GpuReading]:
+    """Return readings with the energy counter at each one from the first to the last that was recorded with it."""
+    filled, before = list(readings), None
+    for place, reading in enumerate(readings):
+        if reading.energy_mj is None:
+            continue
+        if before is not None and place > before + 1:
+            since, step_s = readings[before], reading.time_s - readings[before].time_s
+            rise_mj = reading.energy_mj - (since.energy_mj or 0)
+            for at in range(before + 1, place):
+                part = (readings[at].time_s - since.time_s) / step_s
+                filled[at] = readings[at]._replace(energy_mj=(since.energy_mj or 0) + int(part * rise_mj))
+        before = place
+    return filled
 
 
 def _energy_mj(readings: Sequence[GpuReading]) -> int:

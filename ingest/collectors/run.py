@@ -30,6 +30,8 @@ JOB_IDS_COUNT_FROM_S: Final = 1_577_836_800
 COMPLETED, CANCELLED, FAILED = 3, 4, 5
 KILL_AFTER_S: Final = 10.0
 
+ENERGY_HELP: Final = "0: no energy counter (default: 30, or 120 GPU intervals where those are longer)"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -253,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     told = _parser().parse_args(words)
-    plan = Plan(told.gpu_interval, told.process_interval, told.node_interval, probe=told.probe)
+    intervals = (told.gpu_interval, told.process_interval, told.node_interval)
+    plan = Plan(*intervals, energy_interval_s=told.energy_interval, probe=told.probe)
     options = Options(told.spool, told.node, plan, told.replay, told.prometheus, told.duration)
     try:
         if told.label is None:
@@ -274,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--spool", type=Path, required=True, help="folder to write to")
     parser.add_argument("--gpu-interval", type=float, default=0.1, metavar="S", help="0: no GPUs (default: 0.1)")
+    parser.add_argument("--energy-interval", type=float, metavar="S", help=ENERGY_HELP)
     parser.add_argument("--process-interval", type=float, default=10.0, metavar="S", help="0: none (default: 10)")
     parser.add_argument("--node-interval", type=float, default=300.0, metavar="S", help="0: none (default: 300)")
     parser.add_argument("--node", metavar="NAME", help="this node's name (default: the host's)")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ingest.collectors.gpu import GpuCollector, Inventory, JobTable
+from ingest.collectors.gpu import ENERGY_S, ENERGY_TICKS, GpuCollector, Inventory, JobTable
 from ingest.collectors.hardware import GpuBackend
 from ingest.collectors.node import NodeCollector
 from ingest.collectors.process import ProcessCollector
@@ -22,20 +22,34 @@ from ingest.collectors.spool import SYNC_S, Spool, row
 from ingest.errors import JobwattError
 
 COST_EVERY_S: Final = 60.0
+NAP_S: Final = 1.0
+"""A thread that ticks at least this often sees the end at its next tick; the others are woken for it."""
+
 STOP_WITHIN_S: Final = 10.0
 """How long the end waits for a collector that hangs in a file system; its rows are kept up to there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is collected, and how often, in s; 0: not at all."""
+    """What is collected, and how often, in s; 0: not at all.
+
+    ``energy_interval_s`` is how often a GPU's energy counter is asked at least; see `energy_s`.
+    """
 
     gpu_interval_s: float = 0.1
     process_interval_s: float = 10.0
     node_interval_s: float = 300.0
     jobs_interval_s: float = 5.0
+    energy_interval_s: float | None = None
     probe: Path | None = None
     root: Path = Path("/")
+
+    @property
+    def energy_s(self) -> float:
+        """How often the energy counter is asked: what costs most is spread over enough ticks unless told otherwise."""
+        if self.energy_interval_s is not None:
+            return self.energy_interval_s
+        return max(ENERGY_S, ENERGY_TICKS * self.gpu_interval_s)
 
 
 class _Worker(threading.Thread):
@@ -83,7 +97,7 @@ class Service:
         self.gpu: GpuCollector | None = None
         self.inventory: Inventory | None = None
         if backend is not None:
-            self.gpu = GpuCollector(backend, spool, self.events, self.jobs)
+            self.gpu = GpuCollector(backend, spool, self.events, self.jobs, energy_s=self.plan.energy_s)
             self.inventory = Inventory(backend, spool, self.events, self.jobs, proc=root / "proc")
         self._workers: list[_Worker] = []
         self._cost_s, self._cost_ticks = time.process_time(), 0
@@ -122,12 +136,15 @@ class Service:
         self.jobs.assigned.update(dict.fromkeys(gpus, job_id))
 
     def end_job(self, job_id: int) -> None:
-        """Look at the job's processes for the last time, and let them and its GPUs go.
+        """Look at the job's processes and GPUs for the last time, and let them go.
 
         Call it before the first process is waited for, so that all that it used is still told.
         """
         self.process.finish(job_id)
-        for index in [index for index, job in self.jobs.assigned.items() if job == job_id]:
+        mine = [index for index, job in self.jobs.assigned.items() if job == job_id]
+        if self.gpu is not None:
+            self.gpu.close(mine)
+        for index in mine:
             self.jobs.assigned.pop(index, None)
 
     @property
@@ -149,6 +166,8 @@ class Service:
         for name in hanging:
             self.events.record("service", "error", detail=f"{name} did not end within {STOP_WITHIN_S:.0f} s")
         failures = [worker.failure for worker in self._workers if worker.failure is not None]
+        if self.gpu is not None and not failures and not hanging:
+            self.gpu.close()
         for failure in failures:
             self.events.record("service", "error", detail=str(failure))
         self._record_cost()
@@ -192,7 +211,13 @@ class Service:
             self._ticks += 1
 
     def _schedule(self, name: str, interval_s: float) -> Iterator[float]:
-        return ticks(interval_s, name, self.events, wait=self.stopping.wait)
+        wait = self._nap if interval_s <= NAP_S else self.stopping.wait
+        return ticks(interval_s, name, self.events, wait=wait)
+
+    def _nap(self, seconds: float) -> bool:
+        """Wait as ``stopping.wait`` does but for the end of the nap, at a good part less of CPU time."""
+        time.sleep(seconds)
+        return self.stopping.is_set()
 
     def _node_tick(self) -> None:
         self.node.tick()

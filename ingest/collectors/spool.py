@@ -2,7 +2,7 @@
 
 SPOOL/spool.json                            what this folder is
 SPOOL/LOCK                                  held (flock) by the collector that writes it
-SPOOL/<kind>/<node>-<start>-<seq>.csv.open  being written: whole lines, synced at least every two seconds
+SPOOL/<kind>/<node>-<start>-<seq>.csv.open  being written: whole lines, synced every `SYNC_S`
 SPOOL/<kind>/<node>-<start>-<seq>.csv       closed: complete, synced, never touched again
 """
 
@@ -26,7 +26,7 @@ from ingest.errors import SpoolBusyError, SpoolError
 
 FORMAT: Final = {"format": "jobwatt-spool", "version": 1}
 OPEN_SUFFIX: Final = ".open"
-SYNC_S: Final = 1.5
+SYNC_S: Final = 2.5
 """How often the collector hands its rows to the disk; a ``kill -9`` loses no more than that and what a sync takes."""
 
 HEADERS: Final[Mapping[str, str]] = {
@@ -279,7 +279,7 @@ class Spool:
         self.dropped: dict[str, int] = dict.fromkeys(HEADERS, 0)
         self._segment_s, self._segment_bytes, self._most_pending = segment_s, segment_bytes, most_pending
         self._wall, self._monotonic = wall, monotonic
-        self._pending: dict[str, deque[str]] = {kind: deque() for kind in HEADERS}
+        self._pending: dict[str, deque[object]] = {kind: deque() for kind in HEADERS}
         self._open: dict[str, _Segment] = {}
         self._failed = False
         self._syncing = threading.Lock()
@@ -291,8 +291,12 @@ class Spool:
             raise _spool_error(root, error) from error
         self._start, self._seq = self._stamp(), 0
 
-    def append(self, kind: str, line: str) -> None:
-        """Take one line, its end included; it reaches the disk with the next `sync`."""
+    def append(self, kind: str, line: object) -> None:
+        """Take one line, its end included; it reaches the disk with the next `sync`.
+
+        Of something else than a text, ``str`` gives the line when it is written: that is cheaper done for many at once
+        than among the readings.
+        """
         pending = self._pending[kind]
         if self._failed or len(pending) >= self._most_pending:
             self.dropped[kind] += 1
@@ -311,7 +315,7 @@ class Spool:
             with self._syncing:
                 for kind, pending in self._pending.items():
                     if pending:
-                        self._write(kind, [pending.popleft() for _ in range(len(pending))])
+                        self._write(kind, [str(pending.popleft()) for _ in range(len(pending))])
                     self._rotate(kind)
         except OSError as error:
             self._failed = True

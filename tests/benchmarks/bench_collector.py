@@ -98,7 +98,7 @@ def run_round(hz: float, seconds: float, costs: dict[str, float]) -> dict[str, f
             43_000,
             60,
             61,
-            400 + 250 * math.sin(i / 7),
+            round(400 + 250 * math.sin(i / 7), 3),
             16,
             400.0,
             40_000 * i,

@@ -118,19 +118,26 @@ def main() -> None:
     print(f"{len(gpus)} x {name}, driver {driver}, Python {sys.version.split()[0]}")
     print(f"{'call':34s} {'CPU µs':>8s} {'p50':>8s} {'p99':>8s} {'wall µs':>10s} {'p50':>8s} {'p99':>8s}")
     own: dict[str, list[Callable[[], object]]] = {
-        call: [partial(backend.time_call, index, call) for index in gpus] for call in CALLS
+        call: [partial(backend.time_call, index, call) for index in gpus] for call in CALLS if call != "energy"
     }
+    # the counter is seldom asked in one round with them
+    energy = {"energy": [partial(backend.time_call, index, "energy") for index in gpus]}
     own["processes"] = [partial(backend.process_ids, index) for index in gpus]
+    own["describe"] = [partial(backend.describe, index) for index in gpus]
     groups: list[dict[str, list[Callable[[], object]]]] = [
         own,
-        {"a whole reading": [partial(backend.read, index) for index in gpus]},
+        energy,
+        {
+            "a whole reading": [partial(backend.read, index, with_energy=False) for index in gpus],
+            "a whole reading with energy": [partial(backend.read, index, with_energy=True) for index in gpus],
+        },
         {call: [partial(function, handle) for handle in handles] for call, function in ALTERNATIVES.items()},
     ]
     rows = []
     for calls in groups:
         for call, (wall_us, cpu_us) in measure(calls, told.rounds, told.pause).items():
             print(f"{call:34s} {_summary(cpu_us)} {statistics.mean(wall_us):10.1f} {_summary(wall_us)[9:]}", flush=True)
-            if calls is own:
+            if calls is own or calls is energy:
                 source = f"measure_nvml.py on {len(gpus)} x {name}, driver {driver}; mean of {len(cpu_us)} calls"
                 rows.append((call, f"{statistics.mean(cpu_us):.1f}", f"{statistics.mean(wall_us):.1f}", source))
     if told.csv is not None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from ingest.quality import MAX_GAP_S
-from ingest.rollup import join_minutes, join_pieces, seam_minutes, summarise_jobs
+from ingest.rollup import fold_pieces, join_minutes, join_pieces, seam_minutes, summarise_jobs
 from ingest.schemas import GPU_SAMPLES, JOBS
-from ingest.summaries import minutes_frame, pieces_frame, series_starts, summarise
+from ingest.summaries import PIECE_SCHEMA, minutes_frame, pieces_frame, series_starts, summarise
 from tests import naive
 
 START = datetime(2021, 3, 1, 12, 0, 30, tzinfo=UTC)
@@ -140,6 +140,68 @@ def test_pieces_cut_anywhere_add_up_to_the_whole(rows: list[dict[str, Any]], dat
     whole, parts = join_pieces(pieces_of(frame)), join_pieces(pieces_of(frame[:cut], frame[cut:]))
     assert_frame_equal(whole, parts, check_row_order=False, rel_tol=1e-9, abs_tol=1e-6)
     assert_frame_equal(minutes_of(frame), minutes_of(frame[:cut], frame[cut:]), rel_tol=1e-5)
+
+
+@st.composite
+def sparse_series(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Rows of one series as collectors write them: power nearly always, the counter now and then, and it may fall."""
+    at, counter_j, rows = START, 1000.0, []
+    for step_ms in draw(st.lists(st.sampled_from([100, 1000, 10_000, 10_001]), min_size=1, max_size=40)):
+        at += timedelta(milliseconds=step_ms)
+        counter_j = draw(st.sampled_from([counter_j + 50, counter_j + 50, counter_j + 50, 0.0]))
+        power_w = draw(st.sampled_from([100.0, 250.0, 400.0, None]))
+        told_j = draw(st.sampled_from([None, None, None, counter_j]))
+        key = {"job_id": 1, "node": "n", "gpu_index": 0}
+        rows.append({**key, "time": at, "power_w": power_w, "energy_counter_j": told_j})
+    return rows
+
+
+def partition(draw: st.DataObject, n: int) -> list[tuple[int, int]]:
+    """Return stretches that make up n things."""
+    cuts = sorted(draw.draw(st.sets(st.integers(1, n - 1), max_size=8))) if n > 1 else []
+    return list(zip([0, *cuts], [*cuts, n], strict=True))
+
+
+def assert_same_pieces(found: pl.DataFrame, expected: pl.DataFrame) -> None:
+    told = [name for name in PIECE_SCHEMA if name in expected.columns]
+    assert_frame_equal(found.select(told), expected.select(told), rel_tol=1e-9, abs_tol=1e-6)
+
+
+@settings(max_examples=50)
+@given(sparse_series(), st.data())
+def test_any_cut_of_a_series_folded_in_any_grouping_has_the_same_two_energies(
+    rows: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    frame = samples(rows)
+    whole = pieces_of(frame)
+    pieces = pieces_of(*[frame[a:b] for a, b in partition(data, frame.height)])
+    grouped = pl.concat([fold_pieces(pieces[a:b]) for a, b in partition(data, pieces.height)])
+    for found in (pieces, grouped):
+        assert_same_pieces(join_pieces(found), join_pieces(whole))
+        assert_same_pieces(fold_pieces(found), whole)
+    told = join_pieces(grouped).select("both_energy_j", "both_counter_j").row(0)
+    assert told == pytest.approx(naive.energy_twice_j(rows))
+
+
+def test_a_piece_without_any_reading_of_the_counter_is_between_two_that_have_one() -> None:
+    frame = one_gpu([100.0] * 9, [0.0, None, None, None, None, None, None, None, 640.0])
+    series = join_pieces(pieces_of(frame[:3], frame[3:6], frame[6:]))
+    assert series.select("both_energy_j", "both_counter_j").row(0) == (800.0, 640.0)
+    assert summarise_jobs(series, JOBS.empty())["energy_gap_pct"].to_list() == [25.0]
+
+
+def test_a_gap_in_a_piece_without_a_reading_leaves_out_the_two_around_it() -> None:
+    frame = one_gpu([100.0] * 9, [0.0, 100.0, None, None, None, None, None, 1800.0, 1900.0])
+    late = frame.with_columns(pl.when(pl.int_range(9) < 4).then("time").otherwise(pl.col("time").dt.offset_by("11s")))
+    series = join_pieces(pieces_of(late[:3], late[3:6], late[6:]))
+    assert series.select("both_energy_j", "both_counter_j").row(0) == (200.0, 200.0)
+
+
+def test_across_a_piece_of_an_older_lake_no_energy_is_told_twice() -> None:
+    frame = one_gpu([100.0] * 9, [0.0, 100.0, None, None, None, None, None, 700.0, 800.0])
+    older = pieces_of(frame[3:6]).with_columns(pl.lit(None, PIECE_SCHEMA["power_gaps"]).alias("power_gaps"))
+    series = join_pieces(pl.concat([pieces_of(frame[:3]), older, pieces_of(frame[6:])]))
+    assert series.select("both_energy_j", "both_counter_j").row(0) == (200.0, 200.0)
 
 
 @settings(max_examples=50)

@@ -181,6 +181,19 @@ def test_the_gap_of_the_two_energies_is_that_of_the_same_span(spool, tmp_path):
     assert stats["energy_j"].item() == pytest.approx((900 + 110) / 2 + 3 * 110)
 
 
+def test_a_counter_that_is_read_twice_is_compared_over_all_segments_between_and_empty_cells_are_no_defect(
+    spool, tmp_path
+):
+    """110 W by the integral, 100 W by the counter, of which the segment in the middle has no reading."""
+    rows = [gpu_cells(s, 7, power_draw_W=110.0, **({} if s in (0, 29) else {"energy_mJ": None})) for s in range(30)]
+    for number in range(3):
+        write_segment(spool, "gpu", number, rows[10 * number : 10 * number + 10])
+        taken = take(spool, tmp_path / "lake")
+    ((gap_pct, counter_j, energy_j),) = taken.rows("job_stats", "energy_gap_pct", "energy_counter_j", "energy_j")
+    assert (gap_pct, counter_j, energy_j) == pytest.approx((10.0, 2900.0, 29 * 110.0))
+    assert not taken.report.partial
+
+
 def test_without_a_counter_there_is_no_gap(spool, tmp_path):
     write_segment(spool, "gpu", 1, [gpu_cells(s, 7, energy_mJ=None) for s in (0, 1)])
     assert take(spool, tmp_path / "lake").rows("job_stats", "energy_gap_pct") == [(None,)]

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.collectors.energy import energy_twice, read_energy_twice
+from ingest import quality
+from ingest.collectors.energy import MAX_GAP_S, energy_twice, read_energy_twice
 from tests.spools import open_spool
 
 
@@ -23,12 +24,30 @@ def test_the_gap_is_how_much_the_integral_lies_above_the_counter():
 
 def test_neither_energy_is_counted_over_a_gap_a_missing_value_or_a_reset_of_the_counter():
     steady = [(0.0, 100.0, 0), (1.0, 100.0, 100_000)]
-    alone = energy_twice(0, steady)
+    alone = energy_twice(0, steady, 1.0)
     after_gap = [(50.0, 900.0, 9_000_000)]
     after_hole = [(2.0, None, 200_000), (3.0, 100.0, 300_000)]
     after_reset = [(2.0, 100.0, 5)]
     for more in (after_gap, after_hole, after_reset):
-        assert energy_twice(0, [*steady, *more]) == alone
+        assert energy_twice(0, [*steady, *more], 1.0) == alone
+
+
+def test_between_two_readings_of_the_counter_power_is_integrated_over_all_samples():
+    samples = [(0.0, 100.0, 0), (1.0, 300.0, None), (2.0, 300.0, None), (3.0, 100.0, 650_000), (4.0, 100.0, None)]
+    found = energy_twice(0, samples)
+    assert (found.integral_j, found.counter_j, found.covered_s) == (700, 650, 3)
+
+
+def test_a_gap_between_two_readings_of_the_counter_leaves_out_all_between_them_and_no_more():
+    first = [(0.0, 100.0, 0), (1.0, 100.0, None), (2.0, 100.0, 200_000)]
+    broken = [(3.0, 100.0, None), (3.0 + MAX_GAP_S + 0.1, 100.0, None), (16.0, 100.0, 999_000)]
+    last = [(17.0, 100.0, None), (18.0, 100.0, 1_199_000)]
+    found = energy_twice(0, [*first, *broken, *last])
+    assert (found.integral_j, found.counter_j, found.covered_s) == (400, 400, 4)
+
+
+def test_a_gap_is_as_long_as_in_the_lake():
+    assert MAX_GAP_S == quality.MAX_GAP_S
 
 
 def test_a_counter_that_does_not_move_has_no_gap():

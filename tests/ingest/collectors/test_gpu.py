@@ -3,11 +3,13 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import threading
+import time
 
 import pynvml as nv
 import pytest
 
-from ingest.collectors.gpu import GpuCollector, Inventory, JobTable, gpu_row
+from ingest.collectors.gpu import GpuCollector, GpuRow, Inventory, JobTable
 from ingest.collectors.hardware import GpuReading, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.schedule import Events
@@ -22,11 +24,13 @@ from tests.spools import open_spool, read_rows
 class Rig:
     """A spool, a clock, a table of jobs and a collector on some backend."""
 
-    def __init__(self, root, backend, clocks):
+    def __init__(self, root, backend, clocks, energy_s=10.0):
         self.root, self.clocks, self.jobs = root, clocks, JobTable()
         self.spool = open_spool(root, clocks)
         self.events = Events(self.spool, wall=clocks.wall)
-        self.collector = GpuCollector(backend, self.spool, self.events, self.jobs, monotonic=clocks.monotonic)
+        self.collector = GpuCollector(
+            backend, self.spool, self.events, self.jobs, monotonic=clocks.monotonic, energy_s=energy_s
+        )
         self.inventory = Inventory(
             backend,
             self.spool,
@@ -74,7 +78,7 @@ def live(driver, tmp_path):
 
 def test_a_row_is_in_the_order_of_the_header_and_leaves_empty_what_is_missing():
     reading = GpuReading(1.5, 1, 2, 3, 4, 5, None, 7.25, 8, 9.0, 10, 11, 12, 13.0, 0)
-    (cells,) = csv.DictReader(io.StringIO(HEADERS["gpu"] + "\n" + gpu_row(reading, "n1", 77, 0)))
+    (cells,) = csv.DictReader(io.StringIO(HEADERS["gpu"] + "\n" + str(GpuRow(reading, "n1", 77, 0))))
     assert cells == {
         "timestamp": "1.500000",
         "node": "n1",
@@ -95,6 +99,11 @@ def test_a_row_is_in_the_order_of_the_header_and_leaves_empty_what_is_missing():
         "enforced_power_limit_W": "13.0",
         "throttle_reasons": "0",
     }
+
+
+def test_a_row_without_the_counter_has_an_empty_cell_for_it_and_a_node_may_be_called_none():
+    reading = GpuReading(1.5, 1, 2, 3, 4, 5, 6, 7.25, 8, 9.0, None, 11, 12, 13.0, 0)
+    assert str(GpuRow(reading, "None", None, 3)) == "1.500000,None,,3,1,2,3,4,5,6,7.25,8,9.0,,11,12,13.0,0\n"
 
 
 def test_every_gpu_has_a_row_a_tick_with_what_was_recorded(replayed):
@@ -187,13 +196,126 @@ def test_an_assigned_job_goes_before_what_is_found(live, driver):
     assert [row["job_id"] for row in live.rows("gpu")] == ["", "99"]
 
 
+# -- the energy counter ------------------------------------------------------------------------------------------------
+
+
+def test_the_counter_is_asked_seldom_and_of_no_two_gpus_at_once_and_is_never_held_between(live, driver):
+    live.run(40.0)
+    rows = live.rows("gpu")
+    told = [(row["gpu_index"], f"{float(row['timestamp']) - 1_800_000_000:.1f}") for row in rows if row["energy_mJ"]]
+    assert len(rows) == 800
+    assert [time for index, time in told if index == "0"] == ["0.0", "2.5", "12.5", "22.5", "32.5"]
+    assert [time for index, time in told if index == "1"] == ["0.0", "7.5", "17.5", "27.5", "37.5"]
+    assert driver.asked.count((0, "TotalEnergyConsumption")) == 5
+
+
+def test_a_counter_that_is_not_asked_is_not_reported_as_lost_and_one_that_does_not_answer_is(live, driver):
+    live.run(7.0)
+    driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "TotalEnergyConsumption")
+    live.run(10.0)
+    driver.codes.clear()
+    live.run(10.0)
+    events = [(row["time"], row["event"], row["detail"]) for row in live.rows("events") if row["event"] != "error"]
+    assert events == [
+        ("1800000012.500000", "sensor_lost", "GPU 0 energy_mj"),
+        ("1800000022.500000", "sensor_back", "GPU 0 energy_mj"),
+    ]
+
+
+def counted(live: Rig) -> list[tuple[str, str, str]]:
+    """Return GPU 0's readings of the counter: seconds, job, millijoules."""
+    rows = [row for row in live.rows("gpu") if row["gpu_index"] == "0" and row["energy_mJ"]]
+    return [(f"{float(row['timestamp']) - 1_800_000_000:.1f}", row["job_id"], row["energy_mJ"]) for row in rows]
+
+
+def test_a_job_that_processes_told_of_has_the_counter_from_its_first_row_to_its_last(live, driver):
+    for seconds, found in ((0.5, ()), (0.5, (7,)), (0.5, (8,)), (0.5, ())):
+        live.jobs.found[0] = frozenset(found)
+        driver.gpus[0]["TotalEnergyConsumption"] += 1000
+        live.run(seconds)
+    first = H200["TotalEnergyConsumption"]
+    assert counted(live) == [
+        ("0.0", "", str(first + 1000)),
+        ("0.5", "7", str(first + 2000)),
+        ("1.0", "7", str(first + 3000)),
+        ("1.0", "8", str(first + 3000)),
+        ("1.5", "8", str(first + 4000)),
+        ("1.5", "", str(first + 4000)),
+    ]
+
+
+def test_a_closed_gpu_has_one_more_row_of_its_job_with_the_counter_and_then_no_job(live, driver):
+    live.jobs.assigned[0] = 7
+    live.run(1.0)
+    live.clocks.wait(0.05)
+    live.collector.close([0])
+    live.run(1.0)
+    of_job = [row["timestamp"] for row in live.rows("gpu") if row["job_id"] == "7"]
+    assert len(of_job) == 11
+    times = [(time, job) for time, job, _ in counted(live)]
+    assert times == [("0.0", "7"), ("1.0", "7"), ("1.0", "")]
+    assert of_job[-1] == "1800000001.050000"
+
+
+def test_a_gpu_that_was_lost_or_never_read_has_no_closing_row(live, driver):
+    live.collector.close()
+    assert live.rows("gpu") == []
+    live.run(1.0)
+    driver.refuse(1, nv.NVML_ERROR_GPU_IS_LOST)
+    live.run(1.0)
+    live.collector.close()
+    assert [row["gpu_index"] for row in live.rows("gpu")][-2:] == ["0", "0"]
+
+
+def test_without_an_interval_the_counter_is_never_asked(driver, tmp_path):
+    clocks = Clocks()
+    rig = Rig(tmp_path / "spool", NvmlBackend(wall=clocks.wall, monotonic=clocks.monotonic), clocks, energy_s=0.0)
+    rig.run(20.0)
+    rig.collector.close()
+    assert {row["energy_mJ"] for row in rig.rows("gpu")} == {""}
+    assert (0, "TotalEnergyConsumption") not in driver.asked
+
+
+def test_a_lost_gpu_that_is_back_tells_its_counter_at_once(live, driver):
+    live.run(1.0)
+    driver.refuse(0, nv.NVML_ERROR_GPU_IS_LOST)
+    live.run(1.0)
+    assert set(live.collector.counters_mj) == {1}
+    driver.codes.clear()
+    live.run(12.0)
+    since = [row for row in live.rows("gpu") if row["gpu_index"] == "0"][10:]
+    assert since[0]["energy_mJ"] != ""
+
+
+def test_no_reading_begins_while_another_thread_reads(driver, tmp_path):
+    """A closing sample, from the main thread, waits for the tick's reading and the other way round."""
+    inside, most = 0, 0
+
+    class Slow(NvmlBackend):
+        def read(self, index: int, *, with_energy: bool) -> GpuReading:
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.001)
+            inside -= 1
+            return super().read(index, with_energy=with_energy)
+
+    rig = Rig(tmp_path / "spool", Slow(), Clocks())
+    rig.collector.tick()
+    ticking = threading.Thread(target=lambda: [rig.collector.tick() for _ in range(50)])
+    ticking.start()
+    while ticking.is_alive():
+        rig.collector.close([0])
+    assert most == 1
+
+
 def test_devices_are_told_at_the_start_and_when_one_changes(live, driver):
     live.inventory.tick()
     for _ in range(10):
         live.clocks.wait(30.0)
         live.inventory.tick()
     driver.gpus[1]["EnforcedPowerLimit"] = 400_000
-    live.clocks.wait(60.0)
+    live.clocks.wait(300.0)
     live.inventory.tick()
     rows = live.rows("devices")
     assert [(row["gpu_index"], row["power_limit_W"]) for row in rows] == [

@@ -31,7 +31,7 @@ def driver(monkeypatch):
 
 
 def test_a_reading_has_every_value_in_its_unit(driver):
-    reading = NvmlBackend(wall=lambda: 1795399433.5).read(0)
+    reading = NvmlBackend(wall=lambda: 1795399433.5).read(0, with_energy=True)
     assert reading == GpuReading(
         time_s=1795399433.5,
         gpu_util_pct=87,
@@ -55,9 +55,9 @@ def test_a_gpu_without_a_sensor_gives_none_and_is_not_asked_again(driver):
     del driver.gpus[0]["UtilizationRates"]  # as with MIG
     del driver.gpus[0]["fields"][82]
     backend = NvmlBackend()
-    assert backend.read(0)[1:3] == (None, None)
-    assert backend.read(0).memory_temp_c is None
-    assert backend.read(1).gpu_util_pct == 87
+    assert backend.read(0, with_energy=True)[1:3] == (None, None)
+    assert backend.read(0, with_energy=True).memory_temp_c is None
+    assert backend.read(1, with_energy=True).gpu_util_pct == 87
     assert driver.asked.count((0, "UtilizationRates")) == 1
     assert backend.take_refusals() == []
 
@@ -65,8 +65,18 @@ def test_a_gpu_without_a_sensor_gives_none_and_is_not_asked_again(driver):
 def test_where_the_fields_are_unknown_power_and_energy_come_from_the_older_calls(driver):
     driver.gpus[0] |= {"PowerUsage": 250500, "TotalEnergyConsumption": 77}
     driver.gpus[0]["fields"] = None
-    reading = NvmlBackend().read(0)
+    reading = NvmlBackend().read(0, with_energy=True)
     assert (reading.power_w, reading.power_avg_w, reading.energy_mj) == (250.5, None, 77)
+
+
+def test_the_energy_counter_is_asked_only_for_a_sample_that_is_to_have_it_and_never_held(driver):
+    backend = NvmlBackend()
+    told = [backend.read(0, with_energy=asked).energy_mj for asked in (False, True, False, False, True)]
+    assert told == [None, 435205165, None, None, 435205165]
+    assert driver.asked.count((0, "TotalEnergyConsumption")) == 2
+    assert backend.read(0, with_energy=True)._replace(time_s=0, energy_mj=None) == backend.read(
+        0, with_energy=False
+    )._replace(time_s=0)
 
 
 def test_what_changes_slowly_is_asked_seldom_and_its_last_value_stands_between(driver):
@@ -75,12 +85,12 @@ def test_what_changes_slowly_is_asked_seldom_and_its_last_value_stands_between(d
     for tick in range(200):
         clock.now_s = 1000.0 + tick / 10
         driver.gpus[0]["EnforcedPowerLimit"] = 700_000 if tick < 100 else 500_000
-        limit_w = backend.read(0).power_limit_w
+        limit_w = backend.read(0, with_energy=True).power_limit_w
         assert limit_w == 700.0 or tick >= 100
     assert limit_w == 500.0
     asked = 20 / CALLS["power_limit"]
     assert asked - 1 <= driver.asked.count((0, "EnforcedPowerLimit")) <= asked + 2
-    assert driver.asked.count((0, "FieldValues")) == 200
+    assert driver.asked.count((0, "UtilizationRates")) == 200
 
 
 def test_at_one_reading_a_second_a_value_of_one_second_is_asked_every_time(driver):
@@ -88,7 +98,7 @@ def test_at_one_reading_a_second_a_value_of_one_second_is_asked_every_time(drive
     backend = NvmlBackend(monotonic=clock, calls={**CALLS, "power_limit": 1.0})
     for tick in range(10):
         clock.now_s = 1000.0 + tick + (0.003 if tick % 2 else 0.0)
-        backend.read(0)
+        backend.read(0, with_energy=True)
     assert driver.asked.count((0, "EnforcedPowerLimit")) == 10
 
 
@@ -97,20 +107,20 @@ def test_a_lost_gpu_is_an_error_of_its_own_and_comes_back_by_its_uuid(driver, co
     backend = NvmlBackend()
     driver.refuse(1, code)
     with pytest.raises(GpuLostError, match="GPU 1"):
-        backend.read(1)
+        backend.read(1, with_energy=True)
     with pytest.raises(GpuLostError, match="GPU 1"):
         backend.describe(1)
-    assert backend.read(0).power_w == 612.345
+    assert backend.read(0, with_energy=True).power_w == 612.345
     driver.codes.clear()
     assert backend.describe(1).uuid == "GPU-bbbb"
-    assert backend.read(1).power_w == 612.345
+    assert backend.read(1, with_energy=True).power_w == 612.345
 
 
 def test_no_permission_is_told_once_and_gives_none(driver):
     driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "CurrentClocksEventReasons")
     backend = NvmlBackend()
-    assert backend.read(0).throttle_reasons is None
-    assert backend.read(0).throttle_reasons is None
+    assert backend.read(0, with_energy=True).throttle_reasons is None
+    assert backend.read(0, with_energy=True).throttle_reasons is None
     assert backend.take_refusals() == ["GPU 0, throttle_reasons: Insufficient Permissions"]
     assert backend.take_refusals() == []
 
@@ -118,9 +128,9 @@ def test_no_permission_is_told_once_and_gives_none(driver):
 def test_a_call_that_fails_once_is_asked_again(driver):
     backend = NvmlBackend()
     driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "Temperature")
-    assert backend.read(0).gpu_temp_c is None
+    assert backend.read(0, with_energy=True).gpu_temp_c is None
     driver.codes.clear()
-    assert backend.read(0).gpu_temp_c == 41
+    assert backend.read(0, with_energy=True).gpu_temp_c == 41
 
 
 def test_no_driver_is_one_line_that_says_what_to_do(driver):
@@ -168,7 +178,7 @@ def test_a_library_without_a_function_gives_none_and_older_names_are_tried(drive
 
     driver.gpus[0]["CurrentClocksThrottleReasons"] = 8
     monkeypatch.setattr(nv, "nvmlLib", Older())
-    reading = NvmlBackend().read(0)
+    reading = NvmlBackend().read(0, with_energy=True)
     assert (reading.throttle_reasons, reading.power_limit_w, reading.gpu_temp_c) == (8, None, 41)
 
 

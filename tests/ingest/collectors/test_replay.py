@@ -49,27 +49,45 @@ def test_the_recording_begins_anew_and_the_energy_counter_goes_on(tmp_path):
     energies = []
     for _ in range(120):
         clocks.wait(0.1)
-        energies.append(backend.read(0).energy_mj)
+        energies.append(backend.read(0, with_energy=True).energy_mj)
     assert energies == sorted(energies)
     assert energies[-1] - energies[0] > 2 * 49 * 40_000
+
+
+def test_the_counter_is_told_only_where_it_is_asked_and_rises_between_two_that_were_recorded(tmp_path):
+    clocks = Clocks()
+    spool = open_spool(tmp_path)
+    for tenth in range(21):
+        energy = {0: "1000", 10: "41000", 20: "7"}.get(tenth, "")
+        spool.append("gpu", f"{1.8e9 + tenth / 10:.6f},n1,,0,10,20,1,2,41,,250.5,16,,{energy},1980,3201,700.0,4\n")
+    spool.close()
+    backend = play(read_recording(tmp_path), clocks)
+    found = []
+    for _ in range(4):
+        assert backend.read(0, with_energy=False).energy_mj is None
+        found.append(backend.read(0, with_energy=True).energy_mj)
+        clocks.wait(0.501)
+    assert found[::2] == [1000, 41000]
+    assert found[1] == pytest.approx(21000, abs=4000)
+    assert found[3] == 41000 or found[3] is None or found[3] < 41000
 
 
 def test_a_gpu_is_lost_where_it_has_no_rows(tmp_path):
     clocks = Clocks()
     backend = play(read_recording(write_recording(tmp_path)), clocks)
     clocks.wait(2.0)
-    assert backend.read(1).power_w == 400.0
+    assert backend.read(1, with_energy=True).power_w == 400.0
     clocks.wait(3.0)
-    assert backend.read(0).power_w == 400.0
+    assert backend.read(0, with_energy=True).power_w == 400.0
     with pytest.raises(GpuLostError, match="GPU 1"):
-        backend.read(1)
+        backend.read(1, with_energy=True)
 
 
 def test_more_gpus_than_recorded_play_the_same(tmp_path):
     clocks = Clocks()
     backend = play(read_recording(write_recording(tmp_path)), clocks, gpus=8)
     assert backend.indices() == tuple(range(8))
-    assert [backend.read(index).gpu_util_pct for index in range(8)] == [50, 51] * 4
+    assert [backend.read(index, with_energy=True).gpu_util_pct for index in range(8)] == [50, 51] * 4
 
 
 def test_nothing_to_play_is_one_clear_error(tmp_path):
@@ -85,15 +103,15 @@ def test_nothing_to_play_is_one_clear_error(tmp_path):
 
 def test_calls_cost_the_cpu_time_that_they_are_said_to_cost(tmp_path):
     clocks = Clocks()
-    costs = {"fields": 0.002, "power_limit": 0.010}
+    costs = {"fields": 0.002, "power_limit": 0.010, "energy": 0.015}
     backend = play(read_recording(write_recording(tmp_path)), clocks, spin_s=costs)
     before_s = time.thread_time()
-    for _ in range(20):
-        backend.read(0)
+    for number in range(20):
+        backend.read(0, with_energy=number % 10 == 0)
         clocks.wait(0.1)
     spent_s = time.thread_time() - before_s
-    assert spent_s == pytest.approx(20 * 0.002 + 2 * 0.010, rel=0.6)
-    assert spent_s >= 20 * 0.002 + 0.010
+    assert spent_s == pytest.approx(20 * 0.002 + 2 * 0.010 + 2 * 0.015, rel=0.6)
+    assert spent_s >= 20 * 0.002 + 0.010 + 2 * 0.015
 
 
 def test_spinning_takes_cpu_time():

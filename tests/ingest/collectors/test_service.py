@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.collectors.energy import read_energy_twice
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.spool import Spool
@@ -253,6 +254,33 @@ def test_several_jobs_on_one_service_keep_their_own_gpus_and_processes(tmp_path,
     assert {("0", "1"), ("1", "2")} <= carried
     assert carried <= {("0", "1"), ("1", "2"), ("0", ""), ("1", "")}
     assert {row["id_job"] for row in read_rows(tmp_path, "process")} == {"1", "2"}
+
+
+def test_a_job_s_first_and_last_row_have_the_counter_and_so_have_the_last_rows_of_all(tmp_path, recording):
+    backend = ReplayBackend(read_recording(recording))
+    with Service(Spool(tmp_path, "n1"), backend, Plan(gpu_interval_s=0.05, process_interval_s=0)) as service:
+        time.sleep(0.2)
+        service.begin_job(7, os.getpid(), (1,))
+        time.sleep(0.4)
+        service.end_job(7)
+        ended_s = time.time()
+        time.sleep(0.2)
+    rows = sorted(read_rows(tmp_path, "gpu"), key=lambda row: row["timestamp"])
+    counted = [bool(row["energy_mJ"]) for row in rows if row["job_id"] == "7"]
+    assert (counted[0], any(counted[1:-1]), counted[-1]) == (True, False, True)
+    assert float(max(row["timestamp"] for row in rows if row["job_id"] == "7")) <= ended_s
+    for index in "01":
+        (*_, last) = [row for row in rows if row["gpu_index"] == index]
+        assert last["energy_mJ"] != ""
+    (energy,) = read_energy_twice(tmp_path, 7)
+    assert (energy.gpu_index, energy.covered_s) == (1, pytest.approx(0.4, abs=0.3))
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "told_s", "energy_s"), [(0.1, None, 30.0), (1.0, None, 120.0), (0.1, 1.0, 1.0), (1.0, 0.0, 0.0)]
+)
+def test_the_counter_s_interval_is_spread_over_ticks_unless_it_is_given(interval_s, told_s, energy_s):
+    assert Plan(gpu_interval_s=interval_s, energy_interval_s=told_s).energy_s == energy_s
 
 
 def test_a_collector_that_fails_ends_the_service_which_raises_what_it_was(tmp_path, recording):
