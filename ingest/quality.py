@@ -106,7 +106,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "too_large": (DEFECT, "the file, or a line of it, inflates past the limit"),
     "unknown_file": (DEFECT, "a CSV that is no table of a known layout"),
     "truncated": (DEFECT, "the stream ends early or is damaged; the lines before that are kept"),
-    # observations, in quality
+    # observations, in quality alone
     "missing_value": (DEFECT, "cells that say they are missing, in a column that has values elsewhere in the file"),
     "column_empty": (NOTICE, "every cell of the column says that it is missing"),
     "bad_extra_cell": (DEFECT, "a cell of a column beyond the release's own that cannot be read or be true; null"),
