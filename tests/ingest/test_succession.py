@@ -109,7 +109,7 @@ def test_a_log_that_has_lost_jobs_is_refused_with_what_helps_and_the_other_files
     taken = take_twice(tmp_path / "b", tmp_path / "lake")
     names = ["job-parameters.csv", "labelled_jobids.csv", "node-data.csv", "slurm-log.csv"]
     assert taken.refused() == [(name, "keys_lost", 0) for name in names]
-    assert ("2 of 4 jobs are not in it any more; --force drops them, another --cluster keeps both",) in taken.rows(
+    assert ("2 of 4 jobs are not in it any more, as 101; --force drops them, another --cluster keeps both",) in taken.rows(
         "quarantine", "detail"
     )
     assert taken.rows("jobs", "job_id") == [(job,) for job in range(101, 105)]
