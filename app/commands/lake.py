@@ -15,7 +15,7 @@ from app.output import TABLE_ROWS, Show, with_format
 from app.progress import byte_bar
 from app.settings import load, with_lake
 from ingest.cluster_name import check_cluster_name
-from ingest.quality import REASONS
+from ingest.quality import REASONS, is_defect
 from ingest.units import BYTES_PER_MIB
 
 if TYPE_CHECKING:
@@ -164,11 +164,8 @@ def ingest(
         )
     show(report)
     if report.partial:
-        click.echo(
-            f"partly done: {report.rows_quarantined:,} rows in quarantine, {report.files_refused:,} files refused; "
-            f"`jobwatt lake reasons --lake {root}` says which and why",
-            err=True,
-        )
+        defects = ", ".join(f"{code} {n:,}" for code, n in report.reasons.items() if is_defect(code))
+        click.echo(f"partly done ({defects}); `jobwatt lake reasons --lake {root}` says where and why", err=True)
         click.get_current_context().exit(PARTLY_DONE)
 
 
