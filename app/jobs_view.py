@@ -32,7 +32,10 @@ LIST_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class GpuLine:
-    """What one job did on one GPU, out of the one-minute roll-up."""
+    """What one job did on one GPU, out of the one-minute roll-up.
+
+    ``power_mean_w`` is the mean of its readings; that of the job is weighted by time, and so differs a little.
+    """
 
     node: str
     gpu_index: int
