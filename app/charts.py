@@ -25,12 +25,14 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 1240px;
        padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-figure { margin: 0; overflow-x: auto; } figcaption { color: #444; max-width: 100ch; }
+figure { margin: 0; } .wide { overflow-x: auto; } .drawn { min-width: 900px; }
+figcaption { color: #444; max-width: 100ch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #e3e3e3; text-align: left; }
 th { border-bottom: 2px solid #767676; vertical-align: bottom; }
 td { white-space: nowrap; } .number { text-align: right; }
 dl { display: grid; grid-template-columns: max-content auto; gap: 0.2rem 1.5rem; } dd { margin: 0; }
+@media (max-width: 700px) { dl { display: block; } dt { font-weight: 600; margin-top: 0.5rem; } }
 """
 
 
@@ -171,6 +173,7 @@ def page(
 ) -> str:
     """Return one HTML page with everything in it: facts, figures and tables, each with its heading and a caption.
 
+    On a narrow screen figures and tables keep a width at which they can be read, and scroll by themselves.
     Text from data is written as text, never as markup.
     """
     parts = [
@@ -188,7 +191,8 @@ def page(
             div_id=f"figure-{number}",
             config={"displaylogo": False, "responsive": True},
         )
-        parts.append(f'<h2>{html.escape(heading)}</h2><figure aria-label="{html.escape(heading)}">{drawn}')
+        parts.append(f'<h2>{html.escape(heading)}</h2><figure aria-label="{html.escape(heading)}">')
+        parts.append(f'<div class="wide"><div class="drawn">{drawn}</div></div>')
         parts.append(f"<figcaption>{html.escape(caption)}</figcaption></figure>")
     for heading, caption, frame in tables:
         parts.append(f"<h2>{html.escape(heading)}</h2>{_table(frame)}<p>{html.escape(caption)}</p>")
@@ -203,7 +207,7 @@ def _table(frame: pl.DataFrame) -> str:
         "<tr>" + "".join(f"<td{css}>{_cell(value)}</td>" for value, css in zip(row, kind, strict=True)) + "</tr>"
         for row in frame.iter_rows()
     )
-    return f'<div style="overflow-x: auto"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def _cell(value: object) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from importlib import import_module
+from types import FrameType
 from typing import NoReturn, cast
 
 import click
@@ -13,6 +15,7 @@ import click
 OK, DATA_PROBLEM, USAGE, PARTLY_DONE = 0, 1, 2, 3
 INTERRUPTED = 128 + 2  # as a shell counts SIGINT
 BROKEN_PIPE = 128 + 13  # and SIGPIPE
+TERMINATED = 128 + 15  # and SIGTERM
 
 ROOMS = ("ingest", "features", "models", "app")
 
@@ -30,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("app.commands.doctor:doctor", "Say what is wrong with this installation, lake or machine."),
 }
 """Command to where it is and what the list of commands says of it, so that the list imports nothing."""
+
+
+class Terminated(KeyboardInterrupt):
+    """Somebody sent SIGTERM (systemd, Slurm, a shutdown): to be cleaned up after like Ctrl-C."""
 
 
 class LazyGroup(click.Group):
@@ -86,6 +93,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -106,6 +114,10 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error), getattr(error, "exit_code", DATA_PROBLEM))
 
 
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 def _own_errors() -> tuple[type[Exception], ...]:
     """Return what jobwatt raises for the world's faults; nothing where a foreign ``ingest`` is in the way."""
     try:
@@ -118,6 +130,8 @@ def _own_errors() -> tuple[type[Exception], ...]:
 def _stopped(error: click.Abort | OSError | ImportError) -> int:
     """Return the code where the user or the system stopped it, or a foreign module hides a room; else raise."""
     if isinstance(error, click.Abort):
+        if isinstance(error.__cause__, Terminated):
+            return _complain("terminated", TERMINATED)
         if isinstance(error.__cause__, KeyboardInterrupt):
             return _complain("interrupted", INTERRUPTED)
         return _complain("stopped", DATA_PROBLEM)

@@ -85,6 +85,7 @@ class DemoReport:
     jobs_file: str
     ingest: dict[str, int]
     partial: bool
+    tdp_w: dict[str, float | None]
     jobs: int
     jobs_outside: int
     windows: int
@@ -144,6 +145,7 @@ def run_demo(
         jobs_file=str(chart.with_suffix(".jobs.csv")),
         ingest=_counts(reports),
         partial=any(report.partial for report in reports),
+        tdp_w=read_tdp_w(recording),
         jobs=len(jobs),
         jobs_outside=int(jobs["outside"].sum()),
         windows=table.height,
@@ -191,6 +193,12 @@ def read_jobs(recording: Recording) -> pl.DataFrame:
         .sort("job_id")
         .collect()
     )
+
+
+def read_tdp_w(recording: Recording) -> dict[str, float | None]:
+    """Return the published TDP of each type of GPU that was seen; None where it is not known."""
+    types = recording.scan("devices").select(pl.col("gpu_type").fill_null("unknown type"), "tdp_w").unique()
+    return dict(types.sort("gpu_type", "tdp_w").collect().iter_rows())
 
 
 def read_features(recording: Recording, job_ids: Sequence[int]) -> tuple[pl.DataFrame, FloatArray, pl.DataFrame, int]:
@@ -297,7 +305,7 @@ def _score_note(found: CrossValidation | None) -> str:
     jobs = found.score.jobs / found.score.classes
     parts = [
         f"{found.folds}-fold cross-validation by job, {jobs:.3g} jobs a class",
-        f"{found.jobs_without_label} jobs of other kinds neither learned nor scored",
+        f"{found.jobs_without_label} jobs of kinds outside the challenge neither learned nor scored",
     ]
     if found.few:
         parts.append(f"fewer jobs than folds: {', '.join(found.few)}")

@@ -35,8 +35,9 @@ def draw_page(
     facts = [
         (
             "recordings",
-            f"{', '.join(report.archives)}: {report.jobs} jobs, {report.jobs_outside} of them of other kinds",
+            f"{', '.join(report.archives)}: {report.jobs} jobs, {report.jobs_outside} of them outside the challenge",
         ),
+        ("GPUs", "; ".join(_caps_text(gpu_type, tdp_w) for gpu_type, tdp_w in report.tdp_w.items())),
         ("features", f"{report.features} of one window of {spec.seconds:g} s ({spec.place}) of each GPU of a job"),
         ("classes", _score_text(report.accuracy)),
         ("families", _score_text(report.family_accuracy)),
@@ -53,7 +54,7 @@ def draw_page(
             draw_examples(readings, averages, CAP_SHARES),
         ),
         (
-            "Power of each class, and how long a cap would bind",
+            "Power of each class, and how long it lies above a cap",
             "Mean and peak of all jobs of a class; share of time whose one-second average draw lies above the cap: a "
             "first bound, no prediction of a slowdown.",
             draw_classes(marked, CAP_SHARES),
@@ -107,6 +108,17 @@ def _steps(seconds: SecondAverages) -> pl.DataFrame:
     # At one time, one second's end comes before the hole, and that before the next second's begin.
     steps = pl.concat([ends, holes, pl.DataFrame({"elapsed_s": begin, "power_w": power_w})])
     return steps.sort("elapsed_s", maintain_order=True)
+
+
+def _caps_text(gpu_type: str, tdp_w: float | None) -> str:
+    """Return what caps mean on a type of GPU.
+
+    >>> _caps_text("h200", 700.0), _caps_text("volta", None)
+    ('h200: TDP 700 W, so caps at 560 W and 420 W', 'volta: TDP not known, so no caps')
+    """
+    if tdp_w is None:
+        return f"{gpu_type}: TDP not known, so no caps"
+    return f"{gpu_type}: TDP {tdp_w:g} W, so caps at {' and '.join(f'{share * tdp_w:g} W' for share in CAP_SHARES)}"
 
 
 def _score_text(figures: dict[str, float]) -> str:

@@ -32,7 +32,10 @@ LIST_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class GpuLine:
-    """What one job did on one GPU, out of the one-minute roll-up."""
+    """What one job did on one GPU, out of the one-minute roll-up.
+
+    ``power_mean_w`` is the mean of its readings; that of the job is weighted by time, and so differs a little.
+    """
 
     node: str
     gpu_index: int
@@ -191,12 +194,22 @@ def _used_gpus(minutes: pl.LazyFrame, devices: pl.LazyFrame) -> tuple[GpuLine, .
 
 
 def _reasons(job_id: int, quality: pl.LazyFrame, quarantine: pl.LazyFrame) -> tuple[ReasonLine, ...]:
-    """Return the reason codes of a job with their counts; a quarantined line counts where its file is this job's."""
-    observed = quality.group_by("reason", "detail").agg(pl.col("count").sum())
+    """Return the reason codes of a job with their counts; a quarantined line counts where its file is this job's.
+
+    ``quality`` counts such lines as well: what is left of it is said beside them.
+    """
     refused = (
         quarantine.filter(pl.col("file").str.contains(rf"(?:^|/){job_id}-[^/]*$"))
         .group_by("reason", detail=pl.col("table"))
         .agg(count=pl.col("rows").sum())
+    )
+    told = refused.group_by("reason").agg(told=pl.col("count").sum())
+    observed = (
+        quality.group_by("reason", "detail")
+        .agg(pl.col("count").sum())
+        .join(told, on="reason", how="left")
+        .with_columns(pl.col("count") - pl.when(pl.col("detail") == "").then("told").fill_null(0))
+        .filter(pl.col("count") > 0)
     )
     lines = [
         ReasonLine(table=table, reason=row["reason"], detail=row["detail"], count=row["count"])

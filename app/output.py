@@ -29,6 +29,9 @@ FORMATS = ("table", "json", "csv", "parquet")
 
 NULL = "–"
 
+TABLE_ROWS = 50
+"""Rows of a long table on a screen, where nobody asked for a number."""
+
 NARROWEST = 12
 """Characters that a column of text keeps when a table has to be made narrower."""
 

@@ -24,7 +24,7 @@ from ingest.reconcile import Plan, companions, has_any, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Held, RewriteResult, RewriteSpec
 from ingest.refusals import compare
 from ingest.schemas import TABLES
-from ingest.snapshots import find_lost_jobs, without_known_rows
+from ingest.snapshots import without_known_rows
 from ingest.sources.kinds import APPENDING, KINDS
 from ingest.sources.supercloud import parse_name
 from ingest.staging import conform_pieces
@@ -46,8 +46,6 @@ def commit(spec: CommitSpec) -> CommitResult:
     past = pieces.filter((pl.col("cluster") == spec.cluster) & (pl.col("part") == NO_PART)).drop("cluster")
     succession = find_succession(spec, inputs, live, fresh)
     spec, fresh = succession.rename(spec), fresh.with_columns(pl.col("input").replace(succession.names))
-    if lost_jobs := find_lost_jobs(spec, live, fresh):
-        return CommitResult(held=lost_jobs)
     spec, fresh = without_known_rows(spec, live, fresh)
     scanned = {known: name for name, known in succession.names.items()}
     assembly = Assembly(spec, spec.rewritten or (), succession.names)

@@ -27,8 +27,10 @@ class Migration:
     """A lake's format and schema version before and after, and how many of its files were written anew."""
 
     lake: str
-    version_before: tuple[int, int]
-    version: tuple[int, int]
+    format_version_before: int
+    schema_version_before: int
+    format_version: int
+    schema_version: int
     generation: int
     files_written: int
 
@@ -46,7 +48,7 @@ def migrate_lake(lake: Path) -> Migration:
     with writing(root) as before:
         after = migrate(root, before)
     written = len({part.file for part in after.parts} - {part.file for part in before.parts})
-    return Migration(str(lake), before.version, after.version, after.generation, written)
+    return Migration(str(lake), *before.version, *after.version, after.generation, written)
 
 
 def migrate(root: Path, head: Head) -> Head:

@@ -62,7 +62,7 @@ def plan_ingest(spec: PlanSpec) -> IngestPlan:
         )
     names = [m.plain_name for m in listing.members]
     spool = find_spool(names)
-    root = supercloud.find_root(names) if spool is None else spool
+    root = supercloud.find_root(spec.source, names) if spool is None else spool
     members = [m.below(root) for m in listing.members if not root or m.name.startswith(root + "/")]
     classify = supercloud.classify if spool is None else classify_spool
     layout = supercloud.layout_of([m.plain_name for m in members]) if spool is None else SPOOL_CLUSTER

@@ -106,7 +106,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "too_large": (DEFECT, "the file, or a line of it, inflates past the limit"),
     "unknown_file": (DEFECT, "a CSV that is no table of a known layout"),
     "truncated": (DEFECT, "the stream ends early or is damaged; the lines before that are kept"),
-    # observations, in quality
+    # observations, in quality alone
     "missing_value": (DEFECT, "cells that say they are missing, in a column that has values elsewhere in the file"),
     "column_empty": (NOTICE, "every cell of the column says that it is missing"),
     "bad_extra_cell": (DEFECT, "a cell of a column beyond the release's own that cannot be read or be true; null"),
@@ -128,7 +128,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "cell_ambiguous": (DEFECT, "bars in several columns of sacct's text, which fit in several ways; stored as null"),
     "exit_code_unknown": (NOTICE, "a failed job with exit code 0 in an old sacct --json, which tells no other"),
     "requeued": (NOTICE, "the job has several rows in the log; kept as attempts"),
-    "mem_unit_unknown": (DEFECT, "MemoryFreeInactiveKB is neither GB nor KiB by its size; stored as null"),
+    "mem_unit_unknown": (
+        DEFECT,
+        "MemoryFreeInactiveKB is neither GB nor KiB by its size, or not what the rest of its file is; stored as null",
+    ),
     "tres_unknown": (DEFECT, "a resource of a number that no tres-mapping.txt names; GPUs of such jobs are null"),
     "job_without_record": (NOTICE, "samples of a job that the scheduler's log does not have"),
     "label_without_job": (DEFECT, "a label for a job that neither the log nor the samples have"),

@@ -360,7 +360,10 @@ QUARANTINE = TableSchema(
 QUALITY = TableSchema(
     name="quality",
     key=("file", "job_id", "reason", "detail"),
-    doc="Counted observations that cost no row: a reason code, how often, in which file and job, about which column.",
+    doc=(
+        "Counted observations: a reason code, how often, in which file and job, about which column. Rows in quarantine "
+        "are counted here too."
+    ),
     columns=_t(
         file=pl.String,
         job_id=pl.Int64,

@@ -1,7 +1,6 @@
-"""Accounting files that overlap: rewritten snapshots may lose no job, and a job (or label) of two files is kept once.
+"""Accounting files that overlap: a job (or label) of two files is kept once.
 
-sacct shows what was active in a window, so that files of two windows share the jobs across their border; and a snapshot
-of a day is rewritten until its last job has ended.
+sacct shows what was active in a window, so that files of two windows share the jobs across their border.
 """
 
 from __future__ import annotations
@@ -14,25 +13,12 @@ from typing import Final
 import polars as pl
 
 from ingest.parts import read_part, write_frame
-from ingest.records import CommitSpec, Held, ScanResult
+from ingest.records import CommitSpec, ScanResult
 from ingest.schemas import TABLES
 from ingest.sources.kinds import GIVING_WAY
 from ingest.staging import Staging, conform_pieces
 
 _KEYS: Final = {table: list(TABLES[table].key) for table in GIVING_WAY}
-
-
-def find_lost_jobs(spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame) -> tuple[Held, ...]:
-    """Return why accounting files cannot be taken that no longer have a job that the lake has of them."""
-    replaced = [r.name for r in spec.records if r.kind == "sacct" and r.status == "replaced"]
-    if spec.force or not replaced:
-        return ()
-    lost: list[Held] = []
-    before, after = _keys("jobs", live, replaced), _keys("jobs", fresh, replaced)
-    gone = before.select("input", "job_id").unique().join(after, on=["input", "job_id"], how="anti")
-    for name, job_id, n in gone.group_by("input").agg(pl.col("job_id").min(), pl.len()).iter_rows():
-        lost.append(Held("shrunken", f"{n} of its jobs are gone, as {job_id}", name, name))
-    return tuple(lost)
 
 
 def _keys(table: str, pieces: pl.DataFrame, inputs: Iterable[str] | None = None) -> pl.DataFrame:

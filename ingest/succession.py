@@ -3,7 +3,8 @@
 Every recording has a ``slurm-log.csv``. One that tells of the same jobs as a file that the lake knows is that file,
 grown or changed, and takes its place; one that tells of none of them is another recording's, and stands beside it
 under a name of its own (``slurm-log.csv@h200-02``). So neither the name of an archive nor its place matters, only what
-is in it.
+is in it. A snapshot of sacct is known by its name, rewritten until the last job of its day has ended, and refused if
+it lost one.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def find_succession(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, 
     for record in taken:
         if record.kind in KINDS and KINDS[record.kind].is_anonymous:
             search.add(record)
+        elif record.kind == "sacct" and record.status == "replaced":
+            search.compare(record)
     found = search.found
     logs = [found.names.get(r.name, r.name) for r in taken if r.kind == "jobs"]
     suffix = "".join(logs[0].partition(MARK)[1:]) if logs else ""
@@ -117,13 +120,21 @@ class _Search:
         else:
             self.found.held[heir] = Held(*why, name, heir)
 
+    def compare(self, record: FileRecord) -> None:
+        """Hold a file that is known by its name, and may become shorter, where jobs of it are gone."""
+        now = _extent(self._fresh, [record.name], record.kind)
+        why = None if self._spec.force else self._loss(record, now, [record.name], size=0)
+        if why is not None:
+            self.found.held[record.name] = Held(*why, record.name, record.name)
+
     def _loss(self, record: FileRecord, now: pl.DataFrame, shared: list[str], size: int) -> tuple[str, str] | None:
         """Return reason code and detail where the lake would lose by this file, which tells of what ``shared`` told."""
         old = _extent(self._live, shared, record.kind)
-        if lost := _count_lost(old, now):
-            noun = _NOUN.get(record.kind, "jobs")
-            ways = "--force drops them, another --cluster keeps both"
-            return "keys_lost", f"{lost} of {old.height} {noun} are not in it any more; {ways}"
+        lost = _find_lost(old, now)
+        if lost.height:
+            noun, example = _NOUN.get(record.kind, "jobs"), " ".join(str(part) for part in lost.row(0))
+            gone = f"{lost.height} of {old.height} {noun} are not in it any more, as {example}"
+            return "keys_lost", f"{gone}; --force drops them, another --cluster keeps both"
         if record.size < size and len(shared) == 1:
             return "shrunken", f"{record.size} bytes, {size} before"
         return None
@@ -161,11 +172,13 @@ def _meets(old: pl.DataFrame, now: pl.DataFrame) -> bool:
     return not both.filter(~apart.fill_null(False)).is_empty()
 
 
-def _count_lost(old: pl.DataFrame, now: pl.DataFrame) -> int:
-    """Return how many jobs, nodes or series of ``old`` are not in ``now``, or only for a part of the time."""
-    both = old.join(now, on=_key(old), suffix="_now", nulls_equal=True)
+def _find_lost(old: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """Return the keys, sorted, of what is in ``old`` and not in ``now``, or only for a part of the time."""
+    key = _key(old)
+    both = old.join(now, on=key, suffix="_now", nulls_equal=True)
     less = (pl.col("first_time") < pl.col("first_time_now")) | (pl.col("last_time") > pl.col("last_time_now"))
-    return old.height - both.filter(~less.fill_null(False)).height
+    whole = both.filter(~less.fill_null(False))
+    return old.join(whole, on=key, how="anti", nulls_equal=True).select(key).sort(key)
 
 
 def _key(extent: pl.DataFrame) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import polars as pl
+import pytest
 
 from ingest.lake import Lake
 from ingest.pipeline import IngestReport, ingest
@@ -51,6 +52,14 @@ class Taken:
     def series(self, job_id: int = 101) -> list[tuple[float, float | None]]:
         """The same of one job, as the index finds it, in the order in which it is stored."""
         return seconds_and_watts(self.lake.read_series(job_id))
+
+    def contents(self, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
+        """Every row of some tables, but for the names of cluster and files."""
+        found = {}
+        for table in tables:
+            names = self.lake.scan(table).collect_schema().names()
+            found[table] = self.rows(table, *(name for name in names if name not in ("cluster", "file")))
+        return found
 
     def rejected(self) -> list[tuple[str, int | None, str, str | None]]:
         """File, line, reason and raw line of all that is in quarantine."""
@@ -115,6 +124,18 @@ def take_twice(source: Path, lake: Path, **options: Any) -> Taken:
     assert second.report.files_refused == first.report.files_refused
     assert snapshot(lake) == files
     return first
+
+
+def read_in_pieces(patch: pytest.MonkeyPatch, *, chunk: int = 1000, piece: int, batch: int) -> None:
+    """Let files of over ``chunk`` bytes be read like large ones: by the piece, and a batch of some pieces at a time."""
+    for name, size in (("scan.CHUNK", chunk), ("scan.PIECE", piece), ("reading.PIECE", piece), ("rows.BATCH", batch)):
+        patch.setattr(f"ingest.{name}_BYTES", size)
+
+
+def read_in_shares(patch: pytest.MonkeyPatch, *, block: int) -> None:
+    """Let large files of over two blocks be read by several tasks."""
+    for module in ("plan", "checksum"):
+        patch.setattr(f"ingest.{module}.BLOCK_BYTES", block)
 
 
 def snapshot(lake: Path) -> Mapping[str, int]:

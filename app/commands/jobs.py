@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from app.lake_access import open_lake
-from app.output import Show, with_format
+from app.output import TABLE_ROWS, Show, with_format
 from app.settings import with_lake
 from ingest.errors import JobwattError
 
@@ -22,9 +22,6 @@ SORTS: dict[str, bool] = {
     "job_id": False,
 }
 """What the list can be sorted by, to whether the greatest comes first."""
-
-TABLE_ROWS = 50
-"""Rows of a table on a screen, where nobody asked for a number."""
 
 DETAIL_TABLES = ("jobs", "job_stats", "labels", "gpu_minutes", "devices", "quality", "quarantine")
 

@@ -11,10 +11,11 @@ import click
 from app.cli import DATA_PROBLEM, PARTLY_DONE
 from app.following import follow_until_stopped, parse_age_s
 from app.lake_access import open_lake
-from app.output import Show, with_format
+from app.output import TABLE_ROWS, Show, with_format
 from app.progress import byte_bar
 from app.settings import load, with_lake
 from ingest.cluster_name import check_cluster_name
+from ingest.quality import REASONS, is_defect
 from ingest.units import BYTES_PER_MIB
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def ingest(
         )
     show(report)
     if report.partial:
+        defects = ", ".join(f"{code} {n:,}" for code, n in report.reasons.items() if is_defect(code))
+        click.echo(f"partly done ({defects}); `jobwatt lake reasons --lake {root}` says where and why", err=True)
         click.get_current_context().exit(PARTLY_DONE)
 
 
@@ -187,6 +190,28 @@ def info(show: Show, *, lake: Path | None) -> None:
     """
     with open_lake(lake) as opened:
         show(opened.info().tables)
+
+
+@lake.command()
+@with_lake
+@click.option("--cluster", help="Only files of this cluster.")
+@click.option("--reason", type=click.Choice(list(REASONS)), metavar="CODE", help="Only this reason code.")
+@click.option("--notices", is_flag=True, help="What is only worth a remark too (gaps, unknown columns, …).")
+@click.option("--limit", type=click.IntRange(min=0), help="At most so many; 0 for all.  [default: 50 in a table]")
+@with_format
+def reasons(
+    show: Show, *, lake: Path | None, cluster: str | None, reason: str | None, notices: bool, limit: int | None
+) -> None:
+    """Say why rows or files were refused, file by file, with the first line that was and what its reason code means.
+
+    Example: jobwatt lake reasons --lake data/lake --reason wrong_type
+    """
+    from app.reasons_view import list_reasons
+
+    with open_lake(lake) as opened:
+        tables = [opened.scan(name, cluster) for name in ("quality", "quarantine")]
+        found = list_reasons(*tables, reason=reason, notices=notices)
+    show(found.head(limit) if limit else found, table_rows=TABLE_ROWS if limit is None else None)
 
 
 @lake.command()

@@ -36,7 +36,7 @@ _HPCA_FILES: Final = frozenset({"scheduler_data.csv", "dcgm.csv", "nvidia_smi.cs
 _RECORDING_FILES: Final = frozenset({"job-parameters.csv"})
 
 
-def find_root(names: list[str]) -> str:
+def find_root(source: str, names: list[str]) -> str:
     """Return the folder of an archive below which the layout begins ('' for its top).
 
     Raises
@@ -44,7 +44,7 @@ def find_root(names: list[str]) -> str:
     SourceError
         If nothing of a known layout is there, or two releases lie side by side.
 
-    >>> find_root(["x/README.md", "x/gpu/0001/5-n.csv", "x/slurm-log.csv"])
+    >>> find_root("x.tar", ["x/README.md", "x/gpu/0001/5-n.csv", "x/slurm-log.csv"])
     'x'
     """
     roots = {root for name in names if (root := _root_of(PurePosixPath(name))) is not None}
@@ -53,12 +53,22 @@ def find_root(names: list[str]) -> str:
         roots = {folder for folder, _, file in folders if nvidia_smi.classify(_plain(file))}
     if not roots:
         raise SourceError(
-            "no table of the Datacenter Challenge or HPCA'22 layout found; expected slurm-log.csv, gpu/NNNN/…csv, "
-            f"nvidia_smi.csv, nvidia-smi-NODE.csv, … among {len(names)} files"
+            f"{source}: no table of the Datacenter Challenge or HPCA'22 layout found; expected slurm-log.csv, "
+            f"gpu/NNNN/…csv, nvidia_smi.csv, nvidia-smi-NODE.csv, sacct.txt or a spool; found {_named(names)}"
         )
     if len(roots) > 1:
-        raise SourceError(f"several releases side by side ({', '.join(sorted(roots))}); give one of them")
+        raise SourceError(f"{source}: several releases side by side ({', '.join(sorted(roots))}); give one of them")
     return roots.pop()
+
+
+def _named(names: list[str]) -> str:
+    """Return some of the names in words.
+
+    >>> _named(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    shown = ", ".join(names[:3]) or "no file"
+    return f"{shown} and {len(names) - 3:,} more" if len(names) > 3 else shown
 
 
 def _root_of(path: PurePosixPath) -> str | None:

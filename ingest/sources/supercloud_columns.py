@@ -158,6 +158,7 @@ LAKE_COLUMN: Final = {
 
 _GIB_LIMIT = 65_536.0
 _KIB_LEAST = 262_144.0
+_KIB_LIMIT = _GIB_LIMIT * KIB_PER_GIB
 _PAIR = r"^[^|:]*:\d+(\|[^|:]*:\d+)*\|?$"
 
 
@@ -209,14 +210,14 @@ def _finish_dcgm(frame: pl.DataFrame, context: Context) -> Finished:
 
 def _finish_node(frame: pl.DataFrame, context: Context) -> Finished:
     counts: dict[tuple[int | None, str, str], int] = {}
-    factor = {"gib": KIB_PER_GIB, "kib": 1}.get(context.mem_unit)
+    factor = KIB_PER_GIB if context.mem_unit == "gib" else 1
     columns = _time_columns(frame)
     if "mem_free_raw" in frame.columns:
-        free = pl.col("mem_free_raw") * factor if factor else pl.lit(None, dtype=pl.Float64)
+        fits = _fits_unit(context.mem_unit)
+        free = pl.when(fits).then(pl.col("mem_free_raw") * factor)
         columns.append(free.round().cast(pl.Int64, strict=False).alias("mem_free_kib"))
-        present = frame["mem_free_raw"].count()
-        if not factor and present:
-            counts[None, "mem_unit_unknown", "MemoryFreeInactiveKB"] = present
+        if strange := frame.filter(pl.col("mem_free_raw").is_not_null() & ~fits).height:
+            counts[None, "mem_unit_unknown", "MemoryFreeInactiveKB"] = strange
     if "lustre_rpcs_raw" in frame.columns:
         frame = frame.with_columns(pl.col("lustre_rpcs_raw").replace("", None))
         columns.append(_count_or_number("lustre_rpcs_raw").alias("lustre_rpcs"))
@@ -250,10 +251,19 @@ def memory_unit(values: pl.Series) -> str:
     >>> memory_unit(pl.Series([371.0, 12.0])), memory_unit(pl.Series([263551496.0])), memory_unit(pl.Series([1e5]))
     ('gib', 'kib', '')
     """
-    greatest = values.drop_nulls().cast(pl.Float64).max()
+    known = values.drop_nulls().cast(pl.Float64)
+    greatest = known.filter(known <= _KIB_LIMIT).max()
     if not isinstance(greatest, float):
         return ""
     return "gib" if greatest <= _GIB_LIMIT else "kib" if greatest >= _KIB_LEAST else ""
+
+
+def _fits_unit(unit: str) -> pl.Expr:
+    """Return whether a cell of ``mem_free_raw`` can be in the unit of its source; KiB are whole."""
+    raw = pl.col("mem_free_raw")
+    if unit == "gib":
+        return raw <= _GIB_LIMIT
+    return (raw <= _KIB_LIMIT) & (raw == raw.floor()) if unit == "kib" else pl.lit(value=False)
 
 
 _F64, _STR = pl.Float64(), pl.String()

@@ -83,3 +83,10 @@ def test_text_from_data_is_never_markup(where: str):
 def test_a_table_shows_what_is_missing_as_a_dash_and_not_as_zero():
     text = page("t", [], [], [("h", "c", pl.DataFrame({"x": [None, 0.0, 1234.5], "y": ["a", None, "c"]}))])
     assert re.findall(r"<td[^>]*>([^<]*)</td>", text) == ["–", "a", "0.00", "–", "1,234", "c"]
+
+
+def test_figures_and_tables_scroll_by_themselves_where_the_page_is_narrow():
+    table = pl.DataFrame({"x": [1]})
+    text = page("t", [], [("h", "c", draw_classes(classes(("a", 300.0, 400.0, 0.1, 0.2)), CAPS))], [("h", "c", table)])
+    assert ".wide { overflow-x: auto; } .drawn { min-width: 900px; }" in text
+    assert len(re.findall(r'<div class="wide"><(?:div class="drawn"|table)>', text)) == 2

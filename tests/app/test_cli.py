@@ -116,6 +116,19 @@ def test_an_interruption_ends_in_code_130_without_a_traceback(failing, capsys):
     assert capsys.readouterr().err.strip() == "jobwatt: interrupted"
 
 
+def test_sigterm_ends_in_code_143_with_one_line_after_everything_was_cleaned_up():
+    script = (
+        "import os, signal, sys; import app.commands.doctor as doctor; from app.cli import main\n"
+        "def examine(lake):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally: print('cleaned up')\n"
+        "doctor.examine = examine; sys.argv[1:] = ['doctor']; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (143, "cleaned up")
+    assert ended.stderr.strip() == "jobwatt: terminated"
+
+
 def test_a_room_that_another_module_hides_is_answered_with_the_doctor(failing, capsys):
     failing(ImportError("cannot import name 'Lake' from 'ingest'", name="ingest"))
     assert run(["doctor"]) == 1

@@ -133,6 +133,7 @@ def test_the_page_holds_the_figures_the_classes_and_where_they_come_from(shipped
     assert all(row.label in text for row in shipped.report.classes)
     assert "first bound" in text
     assert "MEASURED" in text
+    assert "h100-sxm5: TDP 700 W, so caps at 560 W and 420 W; h200: TDP 700 W, so caps at 560 W and 420 W" in text
     assert sorted(file.name for file in (shipped.folder / "out").iterdir()) == ["demo.html", "demo.jobs.csv"]
 
 
@@ -183,6 +184,7 @@ def test_without_labels_and_gpu_types_there_are_watts_but_no_score_and_no_bound(
     report = run_demo([archive], tmp_path / "lake", tmp_path / "demo.html", runner=SerialRunner())
     assert (report.accuracy, report.family_accuracy) == ({}, {})
     assert "fewer than two classes" in report.score_note
+    assert report.tdp_w == {"unknown type": None}
     (row,) = report.classes
     assert (row.label, row.outside, row.jobs, row.recall) == ("not labelled", True, 3, None)
     assert row.power_mean_w == pytest.approx(180.0)

@@ -162,6 +162,8 @@ TABLES_OF_A_LAKE = {
         {"file": "gpu/0001/1-n1.csv", "job_id": 1, "reason": "gap", "detail": "time", "count": 3},
         {"file": "gpu/0001/1-n2.csv", "job_id": 1, "reason": "gap", "detail": "time", "count": 4},
         {"file": "gpu/0001/9-n1.csv", "job_id": 9, "reason": "gap", "detail": "time", "count": 5},
+        {"file": "gpu/0001/1-n1.csv", "job_id": 1, "reason": "bad_value", "detail": "", "count": 3},
+        {"file": "gpu/0001/1-n1.csv", "job_id": 1, "reason": "out_of_order", "detail": "", "count": 2},
     ),
     "quarantine": table(
         "quarantine",
@@ -189,9 +191,10 @@ def test_the_gpus_of_a_job_have_means_weighed_by_samples_and_the_type_last_seen(
     )
 
 
-def test_reasons_are_those_of_this_job_alone():
+def test_reasons_are_those_of_this_job_alone_and_a_refused_line_is_told_once():
     assert describe_job(1, "a", TABLES_OF_A_LAKE).reasons == (
         ReasonLine("quality", "gap", "time", 7),
+        ReasonLine("quality", "out_of_order", "", 2),
         ReasonLine("quarantine", "bad_value", "gpu_samples", 3),
     )
     assert describe_job(2, "a", TABLES_OF_A_LAKE).reasons == ()

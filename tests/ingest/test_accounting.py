@@ -130,7 +130,9 @@ def test_a_snapshot_that_lost_a_job_is_refused_and_the_lake_keeps_it(tmp_path):
     write(tmp_path, "in/jobs/d.sacct.txt", file(job(3)))
     taken = take(tmp_path / "in", tmp_path / "lake")
     assert [row[0] for row in jobs(taken)] == [1, 2, 3]
-    assert [(name, reason) for name, reason, _ in taken.refused()] == [("jobs/c.sacct.txt", "shrunken")]
+    assert [(name, reason) for name, reason, _ in taken.refused()] == [("jobs/c.sacct.txt", "keys_lost")]
+    (detail,) = [each for (each,) in taken.rows("quarantine", "detail") if each]
+    assert detail.startswith("1 of 2 jobs are not in it any more, as 2; --force drops them")
     forced = take(tmp_path / "in", tmp_path / "lake", force=True)
     assert [row[0] for row in jobs(forced)] == [1, 3, *range(10, 20)]
 

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from ingest import assembly, checksum, plan, rewrite, scan, tasks
+from ingest import assembly, plan, rewrite, tasks
 from ingest.head import read_head
 from ingest.pipeline import Progress, ingest
 from ingest.runner import SerialRunner
@@ -22,6 +22,8 @@ from tests.small_sources import (
     gpu_file,
     gpu_row,
     lines,
+    read_in_pieces,
+    read_in_shares,
     take,
     take_twice,
     write,
@@ -34,18 +36,14 @@ EXTENDED_FILE = "gpu_extended/0001/101-n1.csv"
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Large files are those of over a kilobyte, read in pieces of a few lines."""
-    monkeypatch.setattr(scan, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(scan, "PIECE_BYTES", 300)
-    monkeypatch.setattr("ingest.reading.PIECE_BYTES", 300)
-    monkeypatch.setattr("ingest.rows.BATCH_BYTES", 900)
+    read_in_pieces(monkeypatch, piece=300, batch=900)
     monkeypatch.setattr("ingest.rows.CAREFUL_BYTES", 400)
 
 
 @pytest.fixture
 def small_shares(small_pieces, monkeypatch):
     """And those of over two kilobytes are read by several tasks."""
-    monkeypatch.setattr(plan, "BLOCK_BYTES", 1024)
-    monkeypatch.setattr(checksum, "BLOCK_BYTES", 1024)
+    read_in_shares(monkeypatch, block=1024)
 
 
 def extended_row(seconds: float, energy_mj: object = 5000, *, gpu: int = 0) -> str:
@@ -447,11 +445,8 @@ def test_an_interleaved_file_is_the_same_in_pieces_as_at_once(tmp_path, request,
     truth = make_hpca_archive(tmp_path / "in", rng=4, n_jobs=3, seconds_per_job=6.0, gpus_per_job=2)
     whole = take(tmp_path / "in", tmp_path / "whole")
     request.getfixturevalue(sizes)
-    monkeypatch.setattr(scan, "PIECE_BYTES", 2000)
-    monkeypatch.setattr("ingest.reading.PIECE_BYTES", 2000)
-    monkeypatch.setattr("ingest.rows.BATCH_BYTES", 6000)
-    for module in (plan, checksum):
-        monkeypatch.setattr(module, "BLOCK_BYTES", 8192 if sizes == "small_shares" else 2**20)
+    read_in_pieces(monkeypatch, piece=2000, batch=6000)
+    read_in_shares(monkeypatch, block=8192 if sizes == "small_shares" else 2**20)
     pieces = take_twice(tmp_path / "in", tmp_path / "lake")
     assert len(pieces.lake.paths("gpu_samples")) > 3
     assert pieces.report.cluster == "supercloud-hpca22"

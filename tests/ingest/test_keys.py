@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import checksum, keys, plan
+from ingest import keys
 from ingest.batches import order
 from ingest.head import read_head
 from ingest.keys import TakenKeys
@@ -25,6 +25,8 @@ from tests.small_sources import (
     gpu_file,
     gpu_row,
     lines,
+    read_in_pieces,
+    read_in_shares,
     take,
     take_twice,
     write,
@@ -34,11 +36,9 @@ from tests.small_sources import (
 @pytest.fixture(params=["in pieces", "in shares"])
 def reading(request, monkeypatch):
     """Large files are those of over a kilobyte; GPU samples may be read by several tasks."""
-    for name, size in (("scan.CHUNK", 1000), ("scan.PIECE", 300), ("reading.PIECE", 300), ("rows.BATCH", 900)):
-        monkeypatch.setattr(f"ingest.{name}_BYTES", size)
+    read_in_pieces(monkeypatch, piece=300, batch=900)
     if request.param == "in shares":
-        for module in (plan, checksum):
-            monkeypatch.setattr(module, "BLOCK_BYTES", 1024)
+        read_in_shares(monkeypatch, block=1024)
 
 
 def node_row(i: int, load: float = 1.0) -> str:

@@ -49,7 +49,8 @@ def test_a_lake_of_the_older_version_says_which_command_helps(older, capsys):
 def test_migrated_it_holds_what_it_held_and_nulls(older):
     lake, expected = older
     migrated = migrate_lake(lake)
-    assert (migrated.version_before, migrated.version, migrated.files_written) == ((2, 1), NOW, len(GROWN))
+    assert (migrated.format_version_before, migrated.schema_version_before) == (2, 1)
+    assert (migrated.format_version, migrated.schema_version, migrated.files_written) == (*NOW, len(GROWN))
     assert_same_tables(read_tables(lake), expected)
     assert_same_tables(read_foreign(lake), expected)
     assert Lake(lake).check().problems == ()

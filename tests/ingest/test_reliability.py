@@ -223,9 +223,18 @@ def test_the_command_with_two_workers_killed_at_any_moment_leaves_the_lake_as_it
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_any_moment_leaves_the_lake_as_it_was_or_complete_and_nothing_in_staging(case, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "ends", "tries"),
+    [
+        (signal.SIGINT, (130, "jobwatt: interrupted"), 10),
+        (signal.SIGTERM, (143, "jobwatt: terminated"), 5),
+    ],
+)
+def test_ctrl_c_or_sigterm_at_any_moment_leaves_the_lake_as_it_was_or_complete_and_nothing_in_staging(
+    sent, ends, tries, case, tmp_path
+):
     rng = random.Random(7)
-    for number in range(10):
+    for number in range(tries):
         lake = case.copy_lake(tmp_path / f"lake-{number}")
         command = [Path(sys.executable).with_name("jobwatt"), "lake", "ingest", str(case.archive), "--lake", str(lake)]
         with subprocess.Popen(
@@ -240,9 +249,9 @@ def test_ctrl_c_at_any_moment_leaves_the_lake_as_it_was_or_complete_and_nothing_
                 time.sleep(0.005)
             time.sleep(rng.uniform(0.0, 1.0))
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, sent)
             _, said = process.communicate(timeout=20)
-        assert (process.returncode, said.strip()) in ((130, "jobwatt: interrupted"), (0, "")), said
+        assert (process.returncode, said.strip()) in (ends, (0, "")), said
         assert not (lake / "_staging").exists()
         assert_sound(lake, case)
         assert_completed_by_a_rerun(lake, case)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import checksum, plan, rows, scan
+from ingest import rows, scan
 from ingest.errors import JobwattError
 from ingest.reading import LineCount, Share, Source, count_content, count_rows
 from ingest.records import ScanFile
 from ingest.sources import delimited, quick
 from ingest.sources.archive import Member
 from ingest.sources.delimited import Parsed
-from tests.small_sources import GPU_FILE, gpu_file, gpu_row, take, take_twice, write
+from tests.small_sources import GPU_FILE, gpu_file, gpu_row, read_in_pieces, read_in_shares, take, take_twice, write
 
 SAMPLES = [gpu_row(i, 100 + i) for i in range(100)]
 
@@ -25,11 +25,9 @@ def reading(request, monkeypatch):
     """The ways to read a file: several at once, a large one piece by piece, a large one by several tasks."""
     if request.param == "at once":
         return
-    for name, size in (("scan.CHUNK", 1000), ("scan.PIECE", 700), ("reading.PIECE", 700), ("rows.BATCH", 2000)):
-        monkeypatch.setattr(f"ingest.{name}_BYTES", size)
+    read_in_pieces(monkeypatch, piece=700, batch=2000)
     if request.param == "in shares":
-        monkeypatch.setattr(plan, "BLOCK_BYTES", 1500)
-        monkeypatch.setattr(checksum, "BLOCK_BYTES", 1500)
+        read_in_shares(monkeypatch, block=1500)
 
 
 def lose_in_compiled_parser(monkeypatch):

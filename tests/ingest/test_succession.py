@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from ingest import checksum, plan, scan
 from ingest.synthetic_files import pack
 from tests.gpu_files import HEADER
 from tests.small_sources import (
     LOG_HEADER,
     NODE_HEADER,
     START_S,
-    Taken,
     gpu_file,
     gpu_row,
     lines,
     log_row,
+    read_in_pieces,
+    read_in_shares,
     snapshot,
     take,
     take_twice,
@@ -42,15 +42,6 @@ def record(root: Path, jobs: range, *, gpu_type: str = "volta", bad: str = "") -
     return root
 
 
-def contents(taken: Taken) -> dict[str, list[tuple[object, ...]]]:
-    """Every row of the tables, but for the names of files."""
-    found = {}
-    for table in TABLES:
-        columns = [c for c in taken.lake.scan(table).collect_schema().names() if c != "file"]
-        found[table] = taken.rows(table, *columns)
-    return found
-
-
 @pytest.mark.parametrize("forms", [("", ""), (".tar.zst", ".tar.gz"), ("", ".tar")])
 def test_two_recordings_come_into_one_lake_whole_in_any_order(tmp_path, forms):
     folders = [
@@ -62,7 +53,7 @@ def test_two_recordings_come_into_one_lake_whole_in_any_order(tmp_path, forms):
         for i, (f, form) in enumerate(zip(folders, forms, strict=True))
     ]
     record(tmp_path / "all", range(101, 109))
-    whole = contents(take(tmp_path / "all", tmp_path / "whole"))
+    whole = take(tmp_path / "all", tmp_path / "whole").contents(*TABLES)
     for number, order in enumerate(itertools.permutations(sources)):
         lake = tmp_path / f"lake-{number}"
         for source in order:
@@ -74,7 +65,7 @@ def test_two_recordings_come_into_one_lake_whole_in_any_order(tmp_path, forms):
             assert again.report.rows_unchanged == again.report.rows_in
             assert not again.report.partial
         assert snapshot(lake) == before
-        assert contents(taken) == whole
+        assert taken.contents(*TABLES) == whole
 
 
 def test_a_recording_that_was_a_folder_and_is_packed_now_under_any_name_is_the_same(tmp_path):
@@ -109,9 +100,9 @@ def test_a_log_that_has_lost_jobs_is_refused_with_what_helps_and_the_other_files
     taken = take_twice(tmp_path / "b", tmp_path / "lake")
     names = ["job-parameters.csv", "labelled_jobids.csv", "node-data.csv", "slurm-log.csv"]
     assert taken.refused() == [(name, "keys_lost", 0) for name in names]
-    assert ("2 of 4 jobs are not in it any more; --force drops them, another --cluster keeps both",) in taken.rows(
-        "quarantine", "detail"
-    )
+    assert (
+        "2 of 4 jobs are not in it any more, as 101; --force drops them, another --cluster keeps both",
+    ) in taken.rows("quarantine", "detail")
     assert taken.rows("jobs", "job_id") == [(job,) for job in range(101, 105)]
     assert taken.rows("job_stats", "job_id") == [(job,) for job in range(101, 109)]
     apart = take_twice(tmp_path / "b", tmp_path / "lake", cluster="other")
@@ -180,9 +171,8 @@ def test_a_recording_without_labels_stands_beside_one_that_has_some(tmp_path):
 @pytest.mark.parametrize("is_large", [False, True])
 def test_two_periods_of_one_interleaved_file_stand_beside_each_other_and_lose_no_row(tmp_path, is_large, monkeypatch):
     if is_large:
-        monkeypatch.setattr(scan, "CHUNK_BYTES", 1000)
-        monkeypatch.setattr(plan, "BLOCK_BYTES", 1500)
-        monkeypatch.setattr(checksum, "BLOCK_BYTES", 1500)
+        read_in_pieces(monkeypatch, piece=700, batch=2000)
+        read_in_shares(monkeypatch, block=1500)
 
     def put(folder: str, seconds: range) -> Path:
         rows = [f"{gpu_row(i, 100)},101,n1" for i in seconds]

@@ -51,9 +51,50 @@ def ingest(capfd: pytest.CaptureFixture[str], source: str = "in", *options: str)
 def test_what_is_bad_in_one_file_ends_in_code_3_with_its_reason_in_the_report(here, capfd, name, content, reason):
     write(here, f"in/{name}", content)
     code, report, err = ingest(capfd)
-    assert (code, err) == (3, "")
-    assert reason in report["reasons"]
+    assert code == 3
+    assert err.startswith("partly done (")
+    assert f"{reason} {report['reasons'][reason]}" in err
+    assert err.endswith("); `jobwatt lake reasons --lake lake` says where and why\n")
     assert report["tables"]["gpu_samples"] >= 20
+
+
+def reasons(capfd: pytest.CaptureFixture[str], *options: str) -> list[dict[str, object]]:
+    capfd.readouterr()
+    assert run(["lake", "reasons", "--lake", "lake", "--format", "json", *options]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+def test_the_reasons_of_an_ingest_name_file_line_and_text_and_what_the_code_means(here, capfd):
+    bad = gpu_row(21, "abc")
+    write(here, "in/gpu/0001/102-n1.csv", gpu_file(*ROWS, gpu_row(20, "N/A"), bad, gpu_row(22, "xyz"), gpu_row(900)))
+    write(here, "in/gpu/0001/103-n1.csv", gpu_file(*ROWS).replace("timestamp", "when"))
+    ingest(capfd)
+    whole, rows, cells = reasons(capfd)
+    assert (whole["file"], whole["reason"], whole["detail"]) == ("gpu/0001/103-n1.csv", "missing_column", "timestamp")
+    assert (whole["count"], whole["rows_quarantined"], whole["line"], whole["raw"]) == (20, 20, None, None)
+    assert (rows["file"], rows["reason"], rows["detail"]) == ("gpu/0001/102-n1.csv", "wrong_type", "power_w abc")
+    assert (rows["count"], rows["rows_quarantined"], rows["line"], rows["raw"]) == (2, 2, 23, bad)
+    assert rows["meaning"].startswith("a cell is not a number where one is due")
+    assert (cells["reason"], cells["detail"], cells["count"]) == ("missing_value", "power_w", 1)
+    assert (cells["rows_quarantined"], cells["line"]) == (0, None)
+
+
+def test_what_is_worth_a_remark_only_is_shown_where_it_is_asked_for(here, capfd):
+    write(here, "in/gpu/0001/102-n1.csv", gpu_file(gpu_row(0), gpu_row(60), "prose"))
+    ingest(capfd)
+    assert [each["reason"] for each in reasons(capfd)] == ["too_few_fields"]
+    assert [each["reason"] for each in reasons(capfd, "--reason", "gap")] == ["gap"]
+    assert {each["reason"] for each in reasons(capfd, "--notices")} == {"gap", "too_few_fields"}
+    assert reasons(capfd, "--notices", "--cluster", "elsewhere") == []
+    assert run(["lake", "reasons", "--lake", "lake", "--reason", "no_code"]) == 2
+
+
+def test_rows_that_were_found_out_when_series_were_joined_are_told_once(here, capfd):
+    write(here, "in/gpu/0002/101-n1.csv", gpu_file(*ROWS[5:8]))
+    ingest(capfd)
+    found = {(each["file"], each["reason"]): each["count"] for each in reasons(capfd)}
+    assert found["gpu/0002/101-n1.csv", "repeated_time"] == 3
+    assert len(reasons(capfd)) == len(found) == 3  # and that two files have the series, of each
 
 
 @pytest.mark.parametrize(
