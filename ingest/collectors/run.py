@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -14,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from ingest.collectors.energy import EnergyTwice, read_energy_twice
 from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.service import Plan, Service
+from ingest.collectors.signals import ending_on_signals
 from ingest.collectors.spool import HEADERS, Spool, default_node, row, write_whole
 from ingest.errors import JobwattError, SpoolError
 
@@ -75,23 +74,14 @@ def collecting(options: Options) -> Iterator[Service]:
     """Give a service that collects, and end it cleanly; SIGTERM and SIGINT ask it to stop."""
     backend = open_backend(options)
     service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan)
+    with ending_on_signals(service.ask_to_stop), service:
+        if options.prometheus is None:
+            yield service
+            return
+        from ingest.collectors.exporter import serve
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        service.ask_to_stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with service:
-            if options.prometheus is None:
-                yield service
-                return
-            from ingest.collectors.exporter import serve
-
-            with serve(service, options.prometheus):
-                yield service
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with serve(service, options.prometheus):
+            yield service
 
 
 def collect(options: Options) -> None:

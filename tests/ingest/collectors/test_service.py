@@ -74,6 +74,17 @@ def test_a_signal_ends_it_cleanly_with_every_segment_closed(tmp_path, recording,
     assert float(read_rows(spool, "node")[0]["LoadAvg"]) >= 0
 
 
+def test_a_burst_of_signals_ends_it_as_one_does(tmp_path, recording):
+    spool = tmp_path / "spool"
+    with running(command(spool, recording, "--process-interval", "0")) as process:
+        wait_for(lambda: has_rows(spool))
+        for _ in range(300):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.00005)
+        process.communicate(timeout=10)
+    assert not list(spool.glob("*/*.open"))
+
+
 @pytest.mark.slow
 def test_twenty_kills_lose_at_most_five_seconds_each_and_never_break_the_spool(tmp_path, recording):
     spool = tmp_path / "spool"
