@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Final
 
@@ -71,22 +73,28 @@ def _word(value: bytes | None) -> str:
 def job_cgroups(root: Path) -> Iterator[tuple[JobStep, Path]]:
     """Yield every cgroup below a Slurm job's, with its job: unified (version 2), else the first version 1 hierarchy.
 
+    Cgroups come and go while they are looked through; one that is gone by then is left out.
+
     Parameters
     ----------
     root
         Where cgroups are mounted: ``/sys/fs/cgroup``.
     """
-    tops = sorted(root.glob("system.slice/*slurmstepd.scope/job_*"))
+    tops = _below(root, "system.slice/*slurmstepd.scope/job_*")
     if not tops:
         for controller in ("memory", "cpuacct", "cpu,cpuacct", "freezer", "devices", "cpuset", "systemd"):
-            tops = sorted(root.glob(f"{controller}/slurm*/uid_*/job_*"))
+            tops = _below(root, f"{controller}/slurm*/uid_*/job_*")
             if tops:
                 break
     for top in tops:
-        for members in top.rglob("cgroup.procs"):
-            found = parse_cgroup(str(members.parent.relative_to(root)))
+        for folder, _, files in os.walk(root / top):
+            found = parse_cgroup(os.path.relpath(folder, root)) if "cgroup.procs" in files else None
             if found is not None:
-                yield found, members.parent
+                yield found, Path(folder)
+
+
+def _below(root: Path, pattern: str) -> list[str]:
+    return sorted(glob(pattern, root_dir=root))  # noqa: PTH207 (Path.glob raises where a folder is gone by then)
 
 
 def process_ids(cgroup: Path) -> list[int]:

@@ -7,6 +7,7 @@ import signal
 import threading
 
 import pytest
+
 from ingest.collectors.signals import ending_on_signals
 
 
