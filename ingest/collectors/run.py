@@ -21,7 +21,7 @@ from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.signals import ending_on_signals
 from ingest.collectors.spool import HEADERS, Spool, default_node, row, write_whole
-from ingest.errors import JobwattError, SpoolError
+from ingest.errors import HardwareError, JobwattError, SpoolError
 
 JOB_IDS_COUNT_FROM_S: Final = 1_577_836_800
 """2020-01-01T00:00:00Z: job ids that are made here are microseconds since then, below 2**53."""
@@ -118,7 +118,7 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
     try:
         with collecting(options) as service:
             devices = service.inventory.devices if service.inventory is not None else {}
-            mine = visible_gpus(os.environ, devices) if gpus is None else tuple(gpus)
+            mine = visible_gpus(os.environ, devices) if gpus is None else _given_gpus(gpus, service.backend)
             end = _run(service, job_id, label, command, mine)
             if not slurm_id:
                 _write_job(service, job_id, mine, end)
@@ -190,6 +190,16 @@ def visible_gpus(environment: Mapping[str, str], devices: Mapping[int, GpuDevice
         else:
             break
     return tuple(dict.fromkeys(found))
+
+
+def _given_gpus(gpus: Sequence[int], backend: GpuBackend | None) -> tuple[int, ...]:
+    """Return the GPUs that were given; raises `HardwareError` where one of them is not read here."""
+    known = () if backend is None else backend.indices()
+    strange = [str(index) for index in gpus if index not in known]
+    if strange:
+        has = f"has {', '.join(map(str, known))}" if known else "reads none"
+        raise HardwareError(f"no GPU {', '.join(strange)} here; this collector {has}: give --gpus of those")
+    return tuple(dict.fromkeys(gpus))
 
 
 def _write_job(service: Service, job_id: int, gpus: tuple[int, ...], end: _End) -> None:

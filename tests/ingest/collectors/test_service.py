@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from ingest.collectors.replay import ReplayBackend, read_recording
+from ingest.collectors.run import Options, collect_run
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.spool import Spool
-from ingest.errors import SpoolError
+from ingest.errors import HardwareError, SpoolError
 from tests.recorded_gpus import write_recording
 from tests.spools import read_rows
 
@@ -181,6 +182,14 @@ def test_a_labelled_run_has_its_job_label_samples_and_exit_code(tmp_path, record
     assert "GPU 1:" in done.stderr
     assert "J by counter" in done.stderr
     assert "gap " in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_the_command_runs(tmp_path, recording):
+    options = Options(tmp_path / "spool", "n1", replay=recording)
+    with pytest.raises(HardwareError, match=r"no GPU 7 here; this collector has 0, 1: give --gpus of those"):
+        collect_run(options, "x", ["touch", str(tmp_path / "ran")], gpus=(0, 7))
+    assert not (tmp_path / "ran").exists()
+    assert read_rows(tmp_path / "spool", "labels") == []
 
 
 def test_ending_a_labelled_run_ends_the_command_and_says_so(tmp_path, recording):

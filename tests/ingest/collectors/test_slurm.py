@@ -251,6 +251,14 @@ def test_a_snapshot_that_somebody_damaged_is_said_and_left_alone(sacct, tmp_path
     assert files(tmp_path / "spool")[SNAPSHOT] == b"no|snapshot\n1|2\n"
 
 
+def test_a_folder_of_other_files_is_not_made_a_spool(sacct, tmp_path, capfd):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    assert look(tmp_path / "home") == 1
+    assert "holds other files and no spool.json; give an empty folder" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+
+
 # -- as a service ------------------------------------------------------------------------------------------------------
 
 
