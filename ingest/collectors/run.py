@@ -198,7 +198,9 @@ def _given_gpus(gpus: Sequence[int], backend: GpuBackend | None) -> tuple[int, .
     strange = [str(index) for index in gpus if index not in known]
     if strange:
         has = f"has {', '.join(map(str, known))}" if known else "reads none"
-        raise HardwareError(f"no GPU {', '.join(strange)} here; this collector {has}: give --gpus of those")
+        raise HardwareError(
+            f"no GPU {', '.join(strange)} here; this collector {has}: give --gpus of those", reason="no_gpu"
+        )
     return tuple(dict.fromkeys(gpus))
 
 

@@ -235,7 +235,9 @@ def holding(spool: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise JobwattError(f"{spool}: another collector writes its jobs; stop it, or give another spool") from error
+            raise JobwattError(
+                f"{spool}: another collector writes its jobs; stop it, or give another spool", reason="spool_busy"
+            ) from error
         yield
 
 
