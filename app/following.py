@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from threading import Event
 
@@ -13,17 +12,14 @@ def follow_until_stopped(
     path: str, lake: Path, *, cluster: str | None, every_s: float, keep_s: float | None, compact_after: int
 ) -> None:
     """Follow a spool into a lake, one line a round on standard error; SIGTERM or SIGINT ends it after the round."""
+    from ingest.collectors.signals import ending_on_signals
     from ingest.follow import FollowPlan, follow
     from ingest.sources.spool_files import SPOOL_CLUSTER
 
     plan = FollowPlan(Path(path), lake, cluster or SPOOL_CLUSTER, every_s, keep_s, compact_after)
     stop = Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with ending_on_signals(stop.set):
         follow(plan, stop, lambda line: click.echo(line, err=True))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def parse_age_s(text: str) -> float:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 
 class JobwattError(Exception):
-    """Base of every error that jobwatt raises for the world's sake (not for a wrong argument)."""
+    """Base of every error that jobwatt raises for the world's sake (not for a wrong argument).
+
+    ``reason`` is a stable code for scripts and alerts, '' where there is none; it ends the message, in brackets.
+    """
+
+    reason = ""
+
+    def __init__(self, message: str = "", *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or self.reason
+
+    def __str__(self) -> str:
+        """Return the message with its code."""
+        message = super().__str__()
+        return f"{message} [{self.reason}]" if self.reason else message
 
 
 class SourceError(JobwattError):
@@ -25,6 +39,8 @@ class SpoolError(JobwattError):
 
 class SpoolBusyError(SpoolError):
     """Another collector is writing this spool."""
+
+    reason = "spool_busy"
 
 
 class HardwareError(JobwattError):

@@ -58,7 +58,10 @@ class FollowPlan:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round did; ``lag_s`` is from the newest sample in the lake to now, None where there is none."""
+    """What one round did; ``lag_s`` is from the newest sample in the lake to now, None where there is none.
+
+    ``refusal`` names the first file that was refused, with its reason code.
+    """
 
     rows: int = 0
     segments: int = 0
@@ -66,6 +69,7 @@ class Round:
     parts_merged: int = 0
     rows_dropped: int = 0
     refused: int = 0
+    refusal: str = ""
     quarantined: int = 0
     problem: str = ""
 
@@ -77,7 +81,7 @@ class Round:
         if self.lag_s is not None:
             said.append(f"lag {self.lag_s:.1f} s")
         for count, what in (
-            (self.refused, "files refused"),
+            (self.refused, f"files refused ({self.refusal})"),
             (self.quarantined, "rows in quarantine"),
             (self.parts_merged, "parts merged"),
             (self.rows_dropped, "old samples dropped"),
@@ -134,15 +138,21 @@ class Follower:
 
     Parameters
     ----------
-    wall : the wall clock in epoch seconds
+    wall, monotonic : the wall clock in epoch seconds; one in seconds that nobody sets
     runner : where the tasks of an ingest run; this process where None
     """
 
     def __init__(
-        self, plan: FollowPlan, *, wall: Callable[[], float] = time.time, runner: Runner | None = None
+        self,
+        plan: FollowPlan,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        runner: Runner | None = None,
     ) -> None:
         self._plan = plan
-        self._wall = wall
+        self._wall, self._monotonic = wall, monotonic
+        self._offset_s = wall() - monotonic()
         self._runner = runner if runner is not None else SerialRunner()
         self._notes = _Notes(plan.spool / NOTES)
         self._notes.read()
@@ -182,6 +192,7 @@ class Follower:
             parts_merged=merged,
             rows_dropped=dropped,
             refused=report.files_refused,
+            refusal=next((f"{r.name}: {r.reason} {r.detail}".strip() for r in report.records if r.reason), ""),
             quarantined=report.rows_quarantined,
         )
 
@@ -207,7 +218,7 @@ class Follower:
         """Merge small parts and drop old samples where it is time to; return parts merged and rows dropped."""
         keep_from = self._keep_from()
         is_due = keep_from is not None and keep_from != self._kept_from
-        now_s = self._wall()
+        now_s = self._monotonic()
         if not (is_due or (self._has_many_parts() and now_s - self._looked_s >= IDLE_UPKEEP_S)):
             return 0, 0
         plan = self._plan
@@ -219,10 +230,14 @@ class Follower:
         return done.parts_before, done.rows_dropped
 
     def _keep_from(self) -> datetime | None:
-        """Return the midnight before which samples go."""
+        """Return the midnight before which samples go.
+
+        A wall clock that leaps forward makes none of them older: it is not believed until the next start.
+        """
         if self._plan.keep_s is None:
             return None
-        oldest = datetime.fromtimestamp(self._wall(), UTC) - timedelta(seconds=self._plan.keep_s)
+        now_s = min(self._wall(), self._monotonic() + self._offset_s)
+        oldest = datetime.fromtimestamp(now_s, UTC) - timedelta(seconds=self._plan.keep_s)
         return oldest.replace(hour=0, minute=0, second=0, microsecond=0)
 
     def _has_many_parts(self) -> bool:
@@ -243,7 +258,7 @@ class Follower:
 
     def _tell(self, done: Round) -> None:
         """Leave an event in the spool, at most once a minute, where a round took something or failed."""
-        now_s = self._wall()
+        now_s = self._monotonic()
         if now_s - self._told_s < S_PER_MINUTE or not (done.problem or done.segments):
             return
         event = ("error", 1, None, done.problem) if done.problem else ("lag", done.rows, done.lag_s, None)
@@ -251,7 +266,15 @@ class Follower:
         self._seq += 1
         name = f"events/{node}-follower-{self._start}-{self._seq:06d}.csv"
         what, count, seconds, detail = event
-        cells = (f"{now_s:.6f}", node, "follower", what, count, None if seconds is None else f"{seconds:.3f}", detail)
+        cells = (
+            f"{self._wall():.6f}",
+            node,
+            "follower",
+            what,
+            count,
+            None if seconds is None else f"{seconds:.3f}",
+            detail,
+        )
         try:
             (self._plan.spool / "events").mkdir(exist_ok=True)
             write_whole(self._plan.spool / name, f"{HEADERS['events']}\n{row(cells)}")

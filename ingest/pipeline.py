@@ -155,7 +155,8 @@ def ingest(
     except OSError as error:
         if error.errno in NO_SPACE:
             raise LakeError(
-                f"no space left for {lake} ({error.strerror}); nothing was committed, make room and repeat"
+                f"no space left for {lake} ({error.strerror}); nothing was committed, make room and repeat",
+                reason="disk_full",
             ) from error
         raise JobwattError(f"{error.filename or lake}: {error.strerror or error}; nothing was committed") from error
     finally:

@@ -9,6 +9,8 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+SLOW = {"02_live"}
+"""They watch something that takes its time."""
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -16,10 +18,13 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def test_there_are_notebooks_to_test():
-    assert "01_lake.ipynb" in [path.name for path in NOTEBOOKS]
+    assert {"01_lake.ipynb", "02_live.ipynb"} <= {path.name for path in NOTEBOOKS}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem) for path in NOTEBOOKS],
+)
 def test_a_notebook_runs_from_any_folder(path: Path, tmp_path: Path):
     notebook = read(path)
     NotebookClient(

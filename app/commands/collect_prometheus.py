@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -93,6 +92,7 @@ def collect_prometheus(
     """
     from ingest.collectors import prometheus
     from ingest.collectors.prometheus_api import PrometheusApi
+    from ingest.collectors.signals import ending_on_signals
 
     now_s = time.time()
     start_s, end_s = now_s - _HOUR_S if start is None else start, now_s if end is None else end
@@ -104,9 +104,10 @@ def collect_prometheus(
         if not follow:
             found = prometheus.collect(api, spool, start_s, end_s, options)
         else:
-            stop = _stop_on_signals()
-            rounds = prometheus.follow(api, spool, start_s, options, every_s=every, wait=stop.wait)
-            found = _say_each(rounds)
+            stop = threading.Event()
+            with ending_on_signals(stop.set):
+                rounds = prometheus.follow(api, spool, start_s, options, every_s=every, wait=stop.wait)
+                found = _say_each(rounds)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
     show(found)
@@ -141,14 +142,6 @@ def _secret(file: Path | None, variable: str) -> str:
     if not text:
         raise click.UsageError(f"{file} is empty; it should hold one line.")
     return text
-
-
-def _stop_on_signals() -> threading.Event:
-    """Return what is set once this process is asked to end."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _say_each(rounds: Iterator[Collected]) -> Collected:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 from threading import Event
-from types import FrameType
 
 import click
 
@@ -41,15 +39,11 @@ def collect_slurm(show: Show, *, spool: Path, since: float, every: float, once: 
 
     Example: jobwatt collect-slurm --spool /var/spool/jobwatt --since 2d --every 60
     """
+    from ingest.collectors.signals import ending_on_signals
     from ingest.collectors.slurm import run
 
     stop = Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with ending_on_signals(stop.set):
         last = run(
             spool,
             since_s=since,
@@ -59,8 +53,5 @@ def collect_slurm(show: Show, *, spool: Path, since: float, every: float, once: 
             tell=lambda line: click.echo(f"jobwatt: {' '.join(line.split())}", err=True),
             timeout_s=timeout,
         )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if once and last is not None:
         show(last)

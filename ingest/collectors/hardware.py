@@ -152,7 +152,8 @@ class NvmlBackend:
         except n.NVMLError as error:
             raise HardwareError(
                 f"no NVIDIA driver answers ({error}); load the driver, check /dev/nvidia*, or collect without "
-                "GPUs: --gpu-interval 0"
+                "GPUs: --gpu-interval 0",
+                reason="no_driver",
             ) from error
         self._lost = {n.NVML_ERROR_GPU_IS_LOST, n.NVML_ERROR_RESET_REQUIRED, n.NVML_ERROR_GPU_NOT_FOUND}
         self._never = {n.NVML_ERROR_NOT_SUPPORTED, n.NVML_ERROR_FUNCTION_NOT_FOUND, n.NVML_ERROR_NO_PERMISSION}
@@ -241,7 +242,9 @@ class NvmlBackend:
         try:
             count = n.nvmlDeviceGetCount()
         except n.NVMLError as error:
-            raise HardwareError(f"NVML does not count the GPUs ({error}); run nvidia-smi to see why") from error
+            raise HardwareError(
+                f"NVML does not count the GPUs ({error}); run nvidia-smi to see why", reason="no_gpu"
+            ) from error
         for index in range(count):
             try:
                 handle = n.nvmlDeviceGetHandleByIndex(index)
@@ -250,7 +253,7 @@ class NvmlBackend:
                 self._refusals[f"GPU {index} cannot be opened: {error}"] = None
         if not devices:
             why = "; ".join(self._refusals) or "NVML counts none"
-            raise HardwareError(f"no GPU can be read ({why}); collect without GPUs: --gpu-interval 0")
+            raise HardwareError(f"no GPU can be read ({why}); collect without GPUs: --gpu-interval 0", reason="no_gpu")
         return devices
 
     def _handle(self, device: _Device) -> Any:
@@ -306,7 +309,8 @@ def _import_nvml() -> ModuleType:
         return import_module("pynvml")
     except ImportError as error:
         raise HardwareError(
-            "nvidia-ml-py is not installed, so no GPU can be read; install it, or collect without: --gpu-interval 0"
+            "nvidia-ml-py is not installed, so no GPU can be read; install it, or collect without: --gpu-interval 0",
+            reason="no_nvml",
         ) from error
 
 

@@ -72,6 +72,8 @@ def _word(value: bytes | None) -> str:
 def job_cgroups(root: Path) -> Iterator[tuple[JobStep, Path]]:
     """Yield every cgroup below a Slurm job's, with its job: unified (version 2), else the first version 1 hierarchy.
 
+    Cgroups come and go while they are looked through; one that is gone by then is left out.
+
     Parameters
     ----------
     root
@@ -86,10 +88,10 @@ def job_cgroups(root: Path) -> Iterator[tuple[JobStep, Path]]:
             if tops:
                 break
     for top in tops:
-        for members in top.rglob("cgroup.procs"):
-            found = parse_cgroup(str(members.parent.relative_to(root)))
+        for folder, _, files in os.walk(top):
+            found = parse_cgroup(os.path.relpath(folder, root)) if "cgroup.procs" in files else None
             if found is not None:
-                yield found, members.parent
+                yield found, Path(folder)
 
 
 def _children(folder: Path, start: str = "", end: str = "") -> list[Path]:

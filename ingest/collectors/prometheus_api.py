@@ -40,9 +40,11 @@ class PrometheusError(JobwattError):
 class TooMuchError(PrometheusError):
     """The answer has more samples than the server or jobwatt takes at once; a shorter span may do."""
 
+    reason = "too_much"
+
 
 class _PassingError(Exception):
-    """What may be over at the next try."""
+    """What may be over at the next try: a sentence, and its code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,9 @@ class PrometheusApi:
                 return self._once(target)
             except _PassingError as error:
                 if attempt == self._tries:
-                    self._fail(f"{error}; tried {attempt} times; try again when the server and the network are well")
+                    said, code = error.args
+                    advice = "try again when the server and the network are well"
+                    self._fail(f"{said}; tried {attempt} times; {advice}", code)
                 self._sleep(_PAUSE_S * 2 ** (attempt - 1))
         raise ValueError(f"tries is {self._tries}; give 1 or more")
 
@@ -193,19 +197,20 @@ class PrometheusApi:
                 is_cut = bool(response.length)
         except ssl.SSLCertVerificationError as error:
             self._fail(
-                f"its certificate is not trusted ({error.verify_message}); set SSL_CERT_FILE to your site's authority"
+                f"its certificate is not trusted ({error.verify_message}); set SSL_CERT_FILE to your site's authority",
+                "no_trust",
             )
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, TimeoutError) or (watch is not None and watch.is_over):
                 wait_s = self._timeout_s if watch is not None else CONNECT_TIMEOUT_S
-                raise _PassingError(f"no whole answer within {wait_s:g} s") from error
-            raise _PassingError(_reason(error)) from error
+                raise _PassingError(f"no whole answer within {wait_s:g} s", "timeout") from error
+            raise _PassingError(_reason(error), "no_answer") from error
         finally:
             if watch is not None:
                 watch.cancel()
             connection.close()
         if watch.is_over:
-            raise _PassingError(f"no whole answer within {self._timeout_s:g} s")
+            raise _PassingError(f"no whole answer within {self._timeout_s:g} s", "timeout")
         return self._judge(response, body, is_cut)
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
@@ -228,9 +233,12 @@ class PrometheusApi:
             where = urlsplit(response.headers["Location"] or "")
             self._fail(f"redirects ({status}) to {self._access.hide(where._replace(query='').geturl())}; give that URL")
         if status == _TOO_MANY_REQUESTS or status >= 500:
-            raise _PassingError(f"answered {status} {response.reason}{told}")
+            raise _PassingError(f"answered {status} {response.reason}{told}", "server_error")
         if status in (401, 403):
-            self._fail(f"refused ({status} {response.reason}{told}); give --token-file, or --user and --password-file")
+            self._fail(
+                f"refused ({status} {response.reason}{told}); give --token-file, or --user and --password-file",
+                "no_permission",
+            )
         if status == 422 or (status == 400 and "resolution" in told):
             raise TooMuchError(f"{self.url}: answered {status}{told}; narrow it by --match, or a longer --step")
         if status != 200:
@@ -242,7 +250,7 @@ class PrometheusApi:
         except (ValueError, RecursionError):
             answer = None
         if answer is None:
-            raise _PassingError(f"sent JSON that is not whole ({len(body):,} bytes)")
+            raise _PassingError(f"sent JSON that is not whole ({len(body):,} bytes)", "bad_answer")
         if isinstance(answer, dict) and answer.get("status") == "error":
             self._fail(f"says error{told}")
         return answer if isinstance(answer, dict) else {"answer": answer}
@@ -255,8 +263,8 @@ class PrometheusApi:
             return ""
         return f": {self._access.hide(text)}"
 
-    def _fail(self, reason: str) -> NoReturn:
-        raise PrometheusError(f"{self.url}: {reason}")
+    def _fail(self, what: str, code: str = "bad_answer") -> NoReturn:
+        raise PrometheusError(f"{self.url}: {what}", reason=code)
 
 
 class _Watch:

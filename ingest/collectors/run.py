@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -14,15 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from ingest.collectors.energy import EnergyTwice, read_energy_twice
 from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.service import Plan, Service
+from ingest.collectors.signals import ending_on_signals
 from ingest.collectors.spool import HEADERS, Spool, default_node, row, write_whole
-from ingest.errors import JobwattError, SpoolError
+from ingest.errors import HardwareError, JobwattError, SpoolError
 
 JOB_IDS_COUNT_FROM_S: Final = 1_577_836_800
 """2020-01-01T00:00:00Z: job ids that are made here are microseconds since then, below 2**53."""
@@ -77,23 +76,14 @@ def collecting(options: Options) -> Iterator[Service]:
     """Give a service that collects, and end it cleanly; SIGTERM and SIGINT ask it to stop."""
     backend = open_backend(options)
     service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan)
+    with ending_on_signals(service.ask_to_stop), service:
+        if options.prometheus is None:
+            yield service
+            return
+        from ingest.collectors.exporter import serve
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        service.ask_to_stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with service:
-            if options.prometheus is None:
-                yield service
-                return
-            from ingest.collectors.exporter import serve
-
-            with serve(service, options.prometheus):
-                yield service
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with serve(service, options.prometheus):
+            yield service
 
 
 def collect(options: Options) -> None:
@@ -130,7 +120,7 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
     try:
         with collecting(options) as service:
             devices = service.inventory.devices if service.inventory is not None else {}
-            mine = visible_gpus(os.environ, devices) if gpus is None else tuple(gpus)
+            mine = visible_gpus(os.environ, devices) if gpus is None else _given_gpus(gpus, service.backend)
             end = _run(service, job_id, label, command, mine)
             if not slurm_id:
                 _write_job(service, job_id, mine, end)
@@ -202,6 +192,18 @@ def visible_gpus(environment: Mapping[str, str], devices: Mapping[int, GpuDevice
         else:
             break
     return tuple(dict.fromkeys(found))
+
+
+def _given_gpus(gpus: Sequence[int], backend: GpuBackend | None) -> tuple[int, ...]:
+    """Return the GPUs that were given; raises `HardwareError` where one of them is not read here."""
+    known = () if backend is None else backend.indices()
+    strange = [str(index) for index in gpus if index not in known]
+    if strange:
+        has = f"has {', '.join(map(str, known))}" if known else "reads none"
+        raise HardwareError(
+            f"no GPU {', '.join(strange)} here; this collector {has}: give --gpus of those", reason="no_gpu"
+        )
+    return tuple(dict.fromkeys(gpus))
 
 
 def _write_job(service: Service, job_id: int, gpus: tuple[int, ...], end: _End) -> None:

@@ -103,10 +103,12 @@ class Sacct:
         try:
             parsed = parse_json(self._run(["--json", *which], {}))
         except SourceError as error:
-            raise SourceError(f"{why}; and with --json: {error}") from error
+            raise SourceError(
+                f"{why.args[0]}; and with --json: {error.args[0]}", reason=error.reason or "bad_answer"
+            ) from error
         rows = tuple(text_cells(row) for _, _, row in parsed.rows)
         left = f" without {len(parsed.rejected)} that cannot be read" if parsed.rejected else ""
-        return Answer(rows, (f"{why}; its JSON was taken{left}",))
+        return Answer(rows, (f"{why.args[0]}; its JSON was taken{left}",))
 
     def _known_columns(self) -> tuple[str, ...]:
         """Return those of our columns that this version of sacct has."""
@@ -132,16 +134,21 @@ class Sacct:
                 start_new_session=True,
             )
         except FileNotFoundError as error:
-            raise _NoAnswerError(f"there is no {self._command[0]} on this machine; run it where Slurm is") from error
+            raise _NoAnswerError(
+                f"there is no {self._command[0]} on this machine; run it where Slurm is", reason="no_sacct"
+            ) from error
         except PermissionError as error:
-            raise _NoAnswerError(f"{self._command[0]} may not be run ({error.strerror})") from error
+            raise _NoAnswerError(
+                f"{self._command[0]} may not be run ({error.strerror})", reason="no_permission"
+            ) from error
         with process:
             try:
                 out, said = process.communicate(timeout=self._timeout_s)
             except subprocess.TimeoutExpired as error:
                 _kill(process)
                 raise _NoAnswerError(
-                    f"sacct did not answer within {self._timeout_s:g} s; is slurmdbd up? (sacctmgr ping)"
+                    f"sacct did not answer within {self._timeout_s:g} s; is slurmdbd up? (sacctmgr ping)",
+                    reason="timeout",
                 ) from error
             except BaseException:
                 _kill(process)
@@ -150,7 +157,7 @@ class Sacct:
             lines = [line for line in (said or out).splitlines() if line.strip()]
             what = lines[-1].strip() if lines else f"exit code {process.returncode}"
             refused = "invalid" in what.lower()
-            raise (SourceError if refused else _NoAnswerError)(f"sacct failed: {what}")
+            raise (SourceError if refused else _NoAnswerError)(f"sacct failed: {what}", reason="sacct_failed")
         return out
 
 

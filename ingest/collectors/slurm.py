@@ -8,7 +8,6 @@ attempt comes. Jobs that had not ended when this collector was last seen are ask
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import time
@@ -21,6 +20,7 @@ from threading import Event
 from typing import Final
 
 from ingest.collectors.sacct_command import Cells, Sacct
+from ingest.collectors.spool import prepare
 from ingest.errors import JobwattError, SourceError
 from ingest.sources.sacct_files import FORMAT
 
@@ -32,7 +32,6 @@ JOBS_A_CALL: Final = 500
 OVERLAP_S: Final = 3600.0
 """After a pause, jobs are asked for from so long before the last change on."""
 
-_SPOOL: Final = {"format": "jobwatt-spool", "version": 1}
 _ENDED: Final = frozenset(
     (
         *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
@@ -229,16 +228,16 @@ def holding(spool: Path) -> Iterator[None]:
     Raises
     ------
     JobwattError
-        If another collector holds them.
+        If another collector holds them, or the folder is something else than a spool.
     """
-    spool.mkdir(parents=True, exist_ok=True)
+    prepare(spool)
     with (spool / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise JobwattError(f"{spool}: another collector writes its jobs; stop it, or give another spool") from error
-        if not (spool / "spool.json").exists():
-            _replace(spool / "spool.json", json.dumps(_SPOOL) + "\n")
+            raise JobwattError(
+                f"{spool}: another collector writes its jobs; stop it, or give another spool", reason="spool_busy"
+            ) from error
         yield
 
 

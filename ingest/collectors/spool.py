@@ -372,8 +372,12 @@ def _spool_error(root: Path, error: OSError) -> SpoolError:
     where = error.filename or root
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SpoolError(
-            f"{where}: no space left ({error.strerror}); what was written stays; make room and start again"
+            f"{where}: no space left ({error.strerror}); what was written stays; make room and start again",
+            reason="disk_full",
         )
     if isinstance(error, PermissionError):
-        return SpoolError(f"{where}: permission denied; give a spool folder that you may write")
-    return SpoolError(f"{where}: {error.strerror or error}; what was written stays")
+        return SpoolError(f"{where}: permission denied; give a spool folder that you may write", reason="no_permission")
+    return SpoolError(
+        f"{where}: {error.strerror or error}; what was written stays; look at the disk, or give another spool folder",
+        reason="disk_error",
+    )

@@ -28,13 +28,20 @@ ROOT = Path(__file__).parents[2]
 
 
 class Clock:
-    """A wall clock that a test moves."""
+    """Both clocks, which a test moves; a leap moves the one on the wall alone."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
+        self.leapt_s = 0.0
 
     def __call__(self) -> float:
-        return START_S + self.seconds
+        return START_S + self.seconds + self.leapt_s
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def leap(self, seconds: float) -> None:
+        self.leapt_s += seconds
 
 
 @pytest.fixture
@@ -43,7 +50,8 @@ def spool(tmp_path: Path) -> Path:
 
 
 def follower(spool: Path, clock: Clock | None = None, **options: Any) -> Follower:
-    return Follower(FollowPlan(spool, spool.parent / "lake", **options), wall=clock or Clock(100))
+    clock = clock or Clock(100)
+    return Follower(FollowPlan(spool, spool.parent / "lake", **options), wall=clock, monotonic=clock.monotonic)
 
 
 def segments(spool: Path) -> list[str]:
@@ -206,7 +214,8 @@ def test_a_broken_segment_stays_and_the_others_are_taken(spool):
     done = follower(spool).round()
     assert (done.segments, done.refused) == (1, 1)
     assert segments(spool) == [broken.relative_to(spool).as_posix()]
-    assert "1 files refused" in done.line()
+    assert "1 files refused (gpu/" in done.line()
+    assert done.refusal.startswith(f"{broken.relative_to(spool).as_posix()}: missing_column ")
 
 
 def test_what_is_no_spool_is_not_followed(tmp_path):
@@ -306,6 +315,18 @@ def test_old_samples_go_and_the_roll_ups_stay(spool):
     for found, expected in zip(rolled_up(lake), stats, strict=True):
         assert_frame_equal(found, expected)
     assert one.round().rows_dropped == 0
+
+
+def test_a_wall_clock_that_leaps_forward_drops_no_samples(spool):
+    clock = Clock(day(0.5))
+    one = follower(spool, clock, keep_s=86_400.0, compact_after=3)
+    fill(spool, one, 2, at=day(0) + 100)
+    clock.leap(400 * 86_400)
+    assert one.round().rows_dropped == 0
+    assert len(times(lake_of(spool))) == 20
+    clock.leap(-400 * 86_400)
+    clock.seconds += 3 * 86_400
+    assert one.round().rows_dropped == 42
 
 
 def test_after_old_samples_went_a_job_goes_on_as_if_they_were_there(spool, tmp_path):

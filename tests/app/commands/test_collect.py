@@ -91,6 +91,8 @@ def test_what_a_command_prints_is_not_mixed_with_the_report(collect):
         (["--spool", "s", "--prometheus", "here"], "give HOST:PORT"),
         (["--spool", "s", "--gpus", "a", "--label", "x", "--", "true"], "give numbers"),
         (["--spool", "s", "--gpu-interval", "-1"], "gpu-interval"),
+        (["--spool", "s", "--gpu-interval", "1e-6"], "an interval is below 0.001 s"),
+        (["--spool", "s", "--gpu-interval", "0", "--process-interval", "0", "--node-interval", "0"], "give one of"),
     ],
 )
 def test_wrong_usage_ends_in_code_2_with_what_to_give(words, says, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from ingest.collectors.jobs import JobStep, job_cgroups, job_in_environment, job_of_process, parse_cgroup, process_ids
@@ -74,3 +76,13 @@ def test_a_node_without_slurm_has_no_job_cgroups(tmp_path):
     write_cgroup(tmp_path, "user.slice", [2])
     assert list(job_cgroups(tmp_path)) == []
     assert list(job_cgroups(tmp_path / "nothing")) == []
+
+
+def test_cgroups_that_end_while_they_are_looked_through_are_left_out(tmp_path):
+    for step in range(8):
+        write_cgroup(tmp_path, f"system.slice/slurmstepd.scope/job_1/step_{step}/user/task_0", [step])
+    looking = job_cgroups(tmp_path)
+    first, _ = next(looking)
+    shutil.rmtree(tmp_path / "system.slice")
+    assert first.job_id == 1
+    assert list(looking) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,24 @@ def test_a_file_system_that_cannot_be_written_is_told_and_its_latency_missing(tm
     node.tick()
     spool.close()
     assert "gone cannot be timed: No such file or directory" in node.problem
+    assert read_rows(tmp_path / "spool", "node")[0]["FSlatency"] == ""
+
+
+@pytest.mark.system
+def test_a_file_system_that_can_only_be_read_is_told_and_does_not_end_the_collector(tmp_path):
+    probe = tmp_path / "fs"
+    probe.mkdir()
+    spool = open_spool(tmp_path / "spool")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(probe)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a file system is not permitted here")
+    try:
+        node = NodeCollector(spool, probe)
+        node.tick()
+    finally:
+        subprocess.run(["umount", str(probe)], check=True)
+    spool.close()
+    assert "fs cannot be timed: Read-only file system" in node.problem
     assert read_rows(tmp_path / "spool", "node")[0]["FSlatency"] == ""
 
 

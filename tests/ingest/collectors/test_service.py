@@ -14,9 +14,10 @@ import pytest
 
 from ingest.collectors.energy import read_energy_twice
 from ingest.collectors.replay import ReplayBackend, read_recording
+from ingest.collectors.run import Options, collect_run
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.spool import Spool
-from ingest.errors import SpoolError
+from ingest.errors import HardwareError, SpoolError
 from tests.recorded_gpus import write_recording
 from tests.spools import read_rows
 
@@ -73,6 +74,17 @@ def test_a_signal_ends_it_cleanly_with_every_segment_closed(tmp_path, recording,
     assert asked_s - last_s < 0.5
     assert {row["gpu_index"] for row in read_rows(spool, "devices")} == {"0", "1"}
     assert float(read_rows(spool, "node")[0]["LoadAvg"]) >= 0
+
+
+def test_a_burst_of_signals_ends_it_as_one_does(tmp_path, recording):
+    spool = tmp_path / "spool"
+    with running(command(spool, recording, "--process-interval", "0")) as process:
+        wait_for(lambda: has_rows(spool))
+        for _ in range(300):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.00005)
+        process.communicate(timeout=10)
+    assert not list(spool.glob("*/*.open"))
 
 
 @pytest.mark.slow
@@ -171,6 +183,14 @@ def test_a_labelled_run_has_its_job_label_samples_and_exit_code(tmp_path, record
     assert "GPU 1:" in done.stderr
     assert "J by counter" in done.stderr
     assert "gap " in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_the_command_runs(tmp_path, recording):
+    options = Options(tmp_path / "spool", "n1", replay=recording)
+    with pytest.raises(HardwareError, match=r"no GPU 7 here; this collector has 0, 1: give --gpus of those"):
+        collect_run(options, "x", ["touch", str(tmp_path / "ran")], gpus=(0, 7))
+    assert not (tmp_path / "ran").exists()
+    assert read_rows(tmp_path / "spool", "labels") == []
 
 
 def test_ending_a_labelled_run_ends_the_command_and_says_so(tmp_path, recording):

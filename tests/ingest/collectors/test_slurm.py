@@ -214,7 +214,7 @@ def test_a_fault_of_sacct_is_one_line_and_what_was_gathered_stays(fault, sacct, 
 def test_no_sacct_is_said_in_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert look(tmp_path / "spool") == 1
-    assert capfd.readouterr().err == "jobwatt: there is no sacct on this machine; run it where Slurm is\n"
+    assert capfd.readouterr().err == "jobwatt: there is no sacct on this machine; run it where Slurm is [no_sacct]\n"
 
 
 def test_json_is_taken_where_the_text_cannot_be_read_and_means_the_same(sacct, tmp_path, capfd):
@@ -251,6 +251,14 @@ def test_a_snapshot_that_somebody_damaged_is_said_and_left_alone(sacct, tmp_path
     assert files(tmp_path / "spool")[SNAPSHOT] == b"no|snapshot\n1|2\n"
 
 
+def test_a_folder_of_other_files_is_not_made_a_spool(sacct, tmp_path, capfd):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    assert look(tmp_path / "home") == 1
+    assert "holds other files and no spool.json; give an empty folder" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+
+
 # -- as a service ------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +288,10 @@ def test_a_service_outlives_faults_tells_each_once_and_ends_cleanly_when_told(sa
             process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=10)
     assert process.returncode == 0
-    assert said == "jobwatt: sacct failed: sacct: error: Connection refused\njobwatt: sacct answers well again\n"
+    assert (
+        said
+        == "jobwatt: sacct failed: sacct: error: Connection refused [sacct_failed]\njobwatt: sacct answers well again\n"
+    )
 
 
 def test_a_killed_collector_leaves_whole_snapshots_and_the_next_one_goes_on(sacct, tmp_path):
