@@ -239,6 +239,8 @@ def live(
     found = live_features(root, variant, now_s=time.time(), active_s=active_within, cluster=cluster)
     for row in found.short.iter_rows(named=True):
         _say(f"job {row['job_id']} on {row['node']}, GPU {row['gpu_index']}: no window, {row['reason']}")
+    if not found.rows.height and not found.short.height:
+        _say(f"no job runs in {root}: none has a sample of the last {active_within:g} s, and no end")
     show(_fit(found.rows))
 
 
