@@ -27,7 +27,6 @@ from tests.gpu_files import write_gpu_file
 from tests.lakes import in_order
 from tests.spool_files import device_cells, event_cells, make_spool, write_segment
 
-
 WINDOWS = Variant("statistical", WindowSpec(5.0))
 
 
