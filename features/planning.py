@@ -26,7 +26,7 @@ MOST_WINDOWS: Final = 1024
 TASKS_PER_WORKER: Final = 6
 """So many tasks for each worker, at least, where there are windows enough: the last ones end together."""
 
-LEAST_WINDOWS: Final = 16
+LEAST_WINDOWS: Final = 32
 """Small parts are put together until a task has so many windows."""
 
 _KEY: Final = list(SERIES_KEY)
