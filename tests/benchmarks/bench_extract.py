@@ -51,8 +51,8 @@ def extract(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
         )
     return (
         f"## Extraction over a lake\n\n`jobwatt features extract --set efficient --seconds 60 --place slide`: "
-        f"{windows:,} windows of seven channels, {runs} rounds. Two workers are **{spread(ratios)}** times as fast as one "
-        "(bar: 1.7).\n\n"
+        f"{windows:,} windows of seven channels, {runs} rounds. Two workers are **{spread(ratios)}** times as "
+        "fast as one (bar: 1.7).\n\n"
         + table(["", "wall s", "windows/s"], rows)
         + "\n\nMemory of two workers and the process that started them with `--set statistical`, the largest sum over "
         "the process tree, by the number of jobs (bar: the same):\n\n"
