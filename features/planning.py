@@ -23,8 +23,9 @@ from ingest.units import US_PER_S
 MOST_WINDOWS: Final = 1024
 """A task has no more windows than this, unless one series has; what a killed run loses is less than two of them."""
 
-TASKS_PER_WORKER: Final = 6
-"""So many tasks for each worker, at least, where there are windows enough: the last ones end together."""
+TASKS: Final = 16
+TASKS_PER_WORKER: Final = 4
+"""So many tasks in all and for each worker, at least, where there are windows enough: the last ones end together."""
 
 LEAST_WINDOWS: Final = 32
 """Small parts are put together until a task has so many windows."""
@@ -120,7 +121,7 @@ def _partitions(series: pl.DataFrame, workers: int) -> Iterator[pl.DataFrame]:
     if not series.height:
         return
     weight = np.maximum(series["windows"].to_numpy(), 1)
-    most = int(np.clip(weight.sum() // (TASKS_PER_WORKER * workers), LEAST_WINDOWS, MOST_WINDOWS))
+    most = int(np.clip(weight.sum() // max(TASKS, TASKS_PER_WORKER * workers), LEAST_WINDOWS, MOST_WINDOWS))
     owner = series["owner"].to_list()
     begin = held = 0
     for row, windows in enumerate(weight.tolist()):
