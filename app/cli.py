@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Collect what a Prometheus server holds of GPUs and nodes.",
     ),
     "jobs": ("app.commands.jobs:jobs", "List the jobs of a lake, or show one."),
+    "features": ("app.commands.features:features", "Describe the windows of jobs in numbers, into the lake or live."),
     "data": ("app.commands.data:data", "List public data sets, or fetch one."),
     "collect-slurm": ("app.commands.collect_slurm:collect_slurm", "Slurm's accounting into a spool, kept current."),
     "doctor": ("app.commands.doctor:doctor", "Say what is wrong with this installation, lake or machine."),

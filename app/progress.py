@@ -1,4 +1,4 @@
-"""A progress bar of bytes, with rate and time left, on standard error."""
+"""A progress bar of bytes, or of something else, with rate and time left, on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ByteBar(Protocol):
 
 
 @contextmanager
-def byte_bar(label: str, wanted: bool | None = None) -> Iterator[ByteBar | None]:
+def byte_bar(label: str, wanted: bool | None = None, *, unit: str = "B") -> Iterator[ByteBar | None]:
     """Give what a long task calls with the bytes done and the bytes in all; None where no bar is wanted.
 
     Without a wish, there is a bar where standard error is a terminal. The name of a phase stands before it.
@@ -25,7 +25,7 @@ def byte_bar(label: str, wanted: bool | None = None) -> Iterator[ByteBar | None]
         return
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="B", unit_scale=True, file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(desc=label, unit=unit, unit_scale=True, file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
         shown = ""
 
         def tell(done_bytes: int, total_bytes: int, phase: str = "") -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.covariance import covariance, covariance_names
-from features.intervals import interval_names, intervals
+from features.intervals import LEAST_SAMPLES, interval_names, intervals
+from features.job import CONTEXT_NAMES, job, job_names
 from features.low_overhead import low_overhead, low_overhead_names
 from features.spectral import spectral, spectral_names
 from features.statistical import statistic_names, statistics
@@ -31,13 +32,20 @@ class FeatureSet:
 
     ``names(shape)`` are the columns; ``features(values, shape)`` fills them, from windows of shape (n_windows,
     n_channels, n_samples) to (n_windows, n_columns). ``version`` goes up whenever a column or a value changes, so that
-    tables of two versions are never mixed.
+    tables of two versions are never mixed. A ``whole`` set counts a missing reading like any other, so a channel must
+    have all of them; shorter windows than ``least_samples`` it cannot take. ``context`` names the columns that it has
+    of what is around the window, which are no features of its values (`features.job.context`); a
+    ``compiled`` set has kernels that the first window waits for (`features.warming`).
     """
 
     name: str
     version: int
     names: Callable[[WindowShape], list[str]]
     features: Callable[[FloatArray, WindowShape], npt.NDArray[np.floating]]
+    whole: bool = False
+    least_samples: int = 1
+    context: tuple[str, ...] = ()
+    compiled: bool = False
 
 
 def _efficient_names(shape: WindowShape) -> list[str]:
@@ -52,18 +60,42 @@ def _efficient(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floatin
     return efficient(values)
 
 
+def _tsfresh_names(shape: WindowShape) -> list[str]:
+    from features.tsfresh_bridge import tsfresh_names
+
+    return tsfresh_names(shape.channels)
+
+
+def _tsfresh(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
+    from features.tsfresh_bridge import tsfresh
+
+    return tsfresh(values, shape.channels)
+
+
+def _intervals(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
+    return intervals(values)
+
+
+def _job(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
+    return job(values, shape.channels, shape.samples_per_s)
+
+
 FEATURE_SETS: dict[str, FeatureSet] = {
     made.name: made
     for made in (
         FeatureSet("covariance", 1, lambda s: covariance_names(s.channels), lambda values, _: covariance(values)),
         FeatureSet("statistical", 2, lambda s: statistic_names(s.channels), lambda values, _: statistics(values)),
         FeatureSet("spectral", 1, lambda s: spectral_names(s.channels), lambda x, s: spectral(x, s.samples_per_s)),
-        FeatureSet("intervals", 1, lambda s: interval_names(s.channels, s.n_samples), lambda x, _: intervals(x)),
+        FeatureSet(
+            "intervals", 1, lambda s: interval_names(s.channels, s.n_samples), _intervals, least_samples=LEAST_SAMPLES
+        ),
         FeatureSet("low_overhead", 1, lambda s: low_overhead_names(s.channels), lambda x, _: low_overhead(x)),
-        FeatureSet("efficient", 1, _efficient_names, _efficient),
+        FeatureSet("job", 1, lambda s: job_names(s.channels), _job, context=CONTEXT_NAMES),
+        FeatureSet("efficient", 1, _efficient_names, _efficient, whole=True, compiled=True),
+        FeatureSet("tsfresh", 1, _tsfresh_names, _tsfresh, whole=True),
     )
 }
-"""A new set is a line here. Compiled kernels are imported when their set is first used."""
+"""A new set is a line here. Compiled kernels, and tsfresh, are imported when their set is first used."""
 
 
 def find_set(name: str) -> FeatureSet:

@@ -160,6 +160,60 @@ def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str]
     return _assemble(values, channels, series=series, kept=kept, reasons=reasons, time_us=time_us)
 
 
+def window_starts_us(spec: WindowSpec, key: tuple[int, str, int], first_us: int, last_us: int) -> npt.NDArray[np.int64]:
+    """Return where the windows of one series start, from the times of its first and last sample alone.
+
+    None where the series is shorter than a window. Whether a window has samples enough is found out when it is cut.
+
+    Parameters
+    ----------
+    key : job_id, node and gpu_index, on which a random place depends
+
+    Examples
+    --------
+    >>> window_starts_us(WindowSpec(2, "slide"), (7, "n1", 0), 0, 5_000_000)
+    array([      0, 2000000])
+    """
+    if last_us - first_us < round(spec.seconds * US_PER_S):
+        return np.empty(0, np.int64)
+    job_id, node, gpu_index = key
+    offsets = _offsets_us(spec, last_us - first_us, f"{job_id}/{node}/{gpu_index}")
+    return np.fromiter(offsets, np.int64) + first_us
+
+
+def cut_series(
+    samples: pl.DataFrame,
+    starts_us: npt.NDArray[np.int64],
+    spec: WindowSpec,
+    channels: Sequence[str] = CHALLENGE_CHANNELS,
+) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Cut one series at given starts; return the windows, and of each start why it gave none ('' where it did).
+
+    Parameters
+    ----------
+    samples : frame with time and the channels, sorted by time: at least what lies in the windows
+
+    Returns
+    -------
+    array of shape (n_kept, n_channels, n_samples), and a list of len(starts_us)
+    """
+    if spec.even:
+        raise ValueError("an even grid needs the samples beside a window too; use cut_windows for it")
+    times = samples["time"].to_physical().to_numpy()
+    window_us = round(spec.seconds * US_PER_S)
+    begins, ends = np.searchsorted(times, starts_us), np.searchsorted(times, starts_us + window_us)
+    reasons = [
+        _refusal(spec, times, int(start), int(begin), int(end))
+        for start, begin, end in zip(starts_us, begins, ends, strict=True)
+    ]
+    kept = [
+        _Cut(0, int(start), int(begin), int(end))
+        for start, begin, end, why in zip(starts_us, begins, ends, reasons, strict=True)
+        if not why
+    ]
+    return _values(samples, kept, spec.n_samples, channels), reasons
+
+
 def cut_challenge(
     samples: pl.DataFrame,
     place: str,

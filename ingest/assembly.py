@@ -17,6 +17,7 @@ import polars as pl
 from ingest.derive import derive, quality_rows
 from ingest.disk import sync_folder
 from ingest.errors import LakeError
+from ingest.feature_commit import Touched, split_stale, write_rows
 from ingest.head import Head, LakePart, finish_moves, write_head
 from ingest.manifest import INPUTS_SCHEMA, read_inputs, write_inputs, write_pieces
 from ingest.parts import PartReader, read_part, time_range, write_part
@@ -182,6 +183,17 @@ class Assembly:
         for staged in self._remade("quarantine"):
             self._adopt(staged)
         self._write("quarantine", refusals.new)
+
+    def remove_features(self, touched: Touched) -> None:
+        """Let go of the features of series whose samples are not those any more; parts that have others are kept."""
+        for number, part, stays in split_stale(self._root, list(self._live.values()), touched):
+            del self._live[part.file]
+            if stays.height:
+                file = f"{part.file.rpartition('/')[0]}/part-{self._generation:06d}-{number:05d}.parquet"
+                staged = self._staged / "commit" / f"{part.table}-{number:05d}.parquet"
+                written = write_rows(staged, part.table, stays)
+                new = LakePart(part.table, part.cluster, file, written.rows, written.bytes)
+                self._new.append((new, staged.relative_to(self._root).as_posix()))
 
     def swap(self, gone: Iterable[str], staged: Iterable[Part]) -> None:
         """Take staged parts in the place of some of the lake's, which are given by their names below the root."""

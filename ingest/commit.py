@@ -16,14 +16,15 @@ import polars as pl
 from ingest.assembly import Assembly
 from ingest.attempts import number_in_time
 from ingest.derive import missing_counts
+from ingest.feature_commit import Touched
 from ingest.forgetting import find_forgettable, forget
 from ingest.head import LakePart
 from ingest.manifest import NO_PART, read_inputs, read_pieces
-from ingest.parts import read_part, write_frame
+from ingest.parts import read_part, time_range, write_frame
 from ingest.reconcile import Plan, companions, has_any, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Held, RewriteResult, RewriteSpec
 from ingest.refusals import compare
-from ingest.schemas import TABLES
+from ingest.schemas import SERIES_KEY, TABLES
 from ingest.snapshots import without_known_rows
 from ingest.sources.kinds import APPENDING, KINDS
 from ingest.sources.supercloud import parse_name
@@ -72,6 +73,8 @@ def commit(spec: CommitSpec) -> CommitResult:
     records = refusals.settle(_settle(spec.records, rewritten))
     renewed = changed | gone | set(lost)
     assembly.add_samples(plan)
+    if any(part.table == "feature_series" for part in spec.head.parts):
+        assembly.remove_features(_touched(live, fresh, goes))
     assembly.add_minutes(plan, live, fresh, past)
     assembly.add_quarantine(renewed, refusals)
     forgotten = find_forgettable(spec.forget, live)
@@ -101,6 +104,15 @@ def _fresh(spec: CommitSpec) -> pl.DataFrame:
     """Return the pieces of the parts that were staged."""
     new = [read_part(r.pieces) for r in spec.results if r.pieces]
     return conform_pieces(pl.concat(new) if new else pl.DataFrame({"part": []}, schema={"part": pl.String}))
+
+
+def _touched(live: pl.DataFrame, fresh: pl.DataFrame, goes: set[str]) -> Touched:
+    """Return what features depend on, of the pieces that come and of those that go."""
+    changed = pl.concat([fresh, live.filter(has_any(live, goes))])
+    of = {table: changed.filter(pl.col("table") == table) for table in ("gpu_samples", "cpu_samples", "node_samples")}
+    jobs = frozenset(of["cpu_samples"]["job_id"].drop_nulls().to_list())
+    spans = tuple(time_range(Path(part), "time") for part in of["node_samples"]["part"].unique().sort())
+    return Touched(of["gpu_samples"].select(SERIES_KEY).drop_nulls(), jobs, spans)
 
 
 def _appending(records: Iterable[FileRecord], inputs: pl.DataFrame) -> set[str]:

@@ -41,6 +41,7 @@ TABLE_FOLDERS: Final = frozenset(
         *("jobs", "devices", "gpu_samples", "cpu_samples", "node_samples", "gpu_job_summary", "cpu_job_summary"),
         *("labels", "job_parameters", "gpu_minutes", "job_stats", "quarantine", "quality"),
         *("collector_events", "device_inventory"),
+        *("features", "feature_series"),
     )
 )
 """The folders below the root that are the lake's: one a table of `ingest.schemas`, which is too heavy for here."""
@@ -324,7 +325,8 @@ def writing(root: Path) -> Iterator[Head]:
 def find_parts(root: Path, pattern: str = "part-*.parquet") -> Iterator[Path]:
     """Yield every file that has the place and the name of a part, whether HEAD names it or not."""
     for table in sorted(TABLE_FOLDERS):
-        yield from sorted((root / table).glob(f"cluster=*/{pattern}"))
+        below = "*/cluster=*" if table == "features" else "cluster=*"  # a folder for each variant of features
+        yield from sorted((root / table).glob(f"{below}/{pattern}"))
 
 
 def _leave(root: Path, is_new: bool) -> None:

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.errors import LakeError
-from ingest.head import MANIFEST, LakePart, read_head
+from ingest.feature_schemas import variant_of
+from ingest.head import MANIFEST, LakePart, find_parts, read_head
 from ingest.keys import KeyCheck, find_overlaps
 from ingest.manifest import read_inputs, read_pieces
 from ingest.part_check import check_footer, check_part
@@ -38,6 +39,17 @@ class TableInfo:
 
     name: str
     clusters: tuple[str, ...]
+    files: int
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariantInfo:
+    """Size of one variant of ``features``: a set and how its windows were cut."""
+
+    cluster: str
+    variant: str
     files: int
     rows: int
     bytes: int
@@ -98,19 +110,63 @@ class Lake:
     def scan(self, table: str, cluster: str | None = None) -> pl.LazyFrame:
         """Return a table's committed rows, with a ``cluster`` column beside its own; empty where there are none.
 
-        Collect it soon: a commit after this call may take a file away that collecting needs.
+        Collect it soon: a commit after this call may take a file away that collecting needs. Of ``features``, of which
+        every variant has columns of its own, these are the common ones; `scan_features` gives all of one variant.
         """
         schema = self._schema(table)
         frames = []
         for name in self.clusters if cluster is None else (cluster,):
-            paths = self.paths(table, name)
-            if paths:
-                if absent := [path for path in paths if not path.exists()]:
-                    raise self._gone(f"{absent[0]} is missing")
-                frames.append(pl.scan_parquet(paths, hive_partitioning=False).with_columns(cluster=pl.lit(name)))
+            if table == "features":
+                frames += [
+                    self._scan(parts).select(*schema.columns, "cluster") for parts in self._variants(name).values()
+                ]
+            elif parts := self._parts(table, name):
+                frames.append(self._scan(parts))
         if not frames:
             return schema.empty().with_columns(cluster=pl.lit(None, dtype=pl.String)).lazy()
         return frames[0] if len(frames) == 1 else pl.concat(frames)
+
+    def scan_features(self, variant: str, cluster: str | None = None) -> pl.LazyFrame:
+        """Return the windows of one variant of ``features`` with all of its columns, and ``cluster``.
+
+        Raises
+        ------
+        LakeError
+            If the lake has no such variant; the message lists those it has.
+        """
+        clusters = self.clusters if cluster is None else (cluster,)
+        found = {name: self._variants(name) for name in clusters}
+        frames = [self._scan(variants[variant]) for variants in found.values() if variant in variants]
+        if not frames:
+            known = sorted({name for variants in found.values() for name in variants})
+            raise LakeError(
+                f"{self.root} has no features called {variant!r}; it has {', '.join(known) or 'none'}: make some with "
+                f"jobwatt features extract --lake {self.root}"
+            )
+        return frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
+
+    def variants(self) -> tuple[VariantInfo, ...]:
+        """Return what the lake has of features, variant by variant."""
+        found = []
+        for cluster in self.clusters:
+            for name, parts in sorted(self._variants(cluster).items()):
+                rows, size = sum(p.rows for p in parts), sum(p.bytes for p in parts)
+                found.append(VariantInfo(cluster, name, len(parts), rows, size))
+        return tuple(found)
+
+    def _variants(self, cluster: str) -> dict[str, list[LakePart]]:
+        """Return the parts of ``features`` by variant."""
+        found: dict[str, list[LakePart]] = {}
+        for part in self._parts("features", cluster):
+            found.setdefault(variant_of(part.file), []).append(part)
+        return found
+
+    def _scan(self, parts: Sequence[LakePart]) -> pl.LazyFrame:
+        """Return the rows of parts of one table, all of one cluster."""
+        paths = [self._head.path(self.root, part) for part in parts]
+        if absent := [path for path in paths if not path.exists()]:
+            raise self._gone(f"{absent[0]} is missing")
+        return pl.scan_parquet(paths, hive_partitioning=False).with_columns(cluster=pl.lit(parts[0].cluster))
 
     def read_series(
         self,
@@ -214,12 +270,11 @@ class Lake:
     def _check_strays(self) -> list[str]:
         listed = {*self._head.removes, *(part.file for part in self._head.parts)}
         problems = []
-        for table in TABLES:
-            for path in sorted((self.root / table).glob("cluster=*/*.parquet")):
-                name = path.relative_to(self.root).as_posix()
-                if name not in listed:
-                    helps = "the next ingest removes it" if path.name.startswith("part-") else "move it elsewhere"
-                    problems.append(f"{name}: not part of the lake, but other readers take it for one; {helps}")
+        for path in find_parts(self.root, "*.parquet"):
+            name = path.relative_to(self.root).as_posix()
+            if name not in listed:
+                helps = "the next ingest removes it" if path.name.startswith("part-") else "move it elsewhere"
+                problems.append(f"{name}: not part of the lake, but other readers take it for one; {helps}")
         return problems
 
     def _check_pending(self) -> list[str]:

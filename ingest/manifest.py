@@ -5,6 +5,7 @@ Parquet files beside ``HEAD.json``, named by it; a new generation writes new one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,14 @@ def read_pieces(root: Path, head: Head) -> pl.DataFrame:
     """Return the index of rows: pieces of every part that came from input files, with their cluster."""
     schema = {"cluster": pl.String(), **PIECES_SCHEMA}
     return _read(root, head.pieces) if head.pieces else pl.DataFrame(schema=schema)
+
+
+def read_pieces_of(root: Path, head: Head, cluster: str, columns: Sequence[str]) -> pl.DataFrame:
+    """Return some columns of the pieces of one cluster."""
+    if not head.pieces:
+        return pl.DataFrame(schema={name: PIECES_SCHEMA[name] for name in columns})
+    read = read_part(root / MANIFEST / head.pieces, columns=["cluster", *columns])
+    return read.filter(pl.col("cluster") == cluster).drop("cluster")
 
 
 def _read(root: Path, name: str) -> pl.DataFrame:

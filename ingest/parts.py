@@ -43,8 +43,9 @@ COMPRESSION_LEVEL: Final = 1
 def arrow_schema(table: TableSchema) -> pa.Schema:
     """Return the Arrow schema in which a table is written: the lake's types, texts as plain strings."""
     fields = []
+    kinds = {dtype: pl.Series(dtype=dtype).to_arrow().type for dtype in set(table.columns.values())}
     for name, dtype in table.columns.items():
-        kind = pa.string() if dtype == pl.String else pl.Series(dtype=dtype).to_arrow().type
+        kind = pa.string() if dtype == pl.String else kinds[dtype]
         fields.append(pa.field(name, kind, nullable=name not in table.never_null))
     return pa.schema(fields)
 
@@ -65,6 +66,7 @@ class PartWriter:
         self._schema = _writer_schema(table)
         self._stretches = stretches
         delta = table.delta if stretches else ()
+        bare = {*table.delta, *table.plain}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb")
         self._writer = self._open_writer(delta)
@@ -85,7 +87,7 @@ class PartWriter:
             self._schema,
             compression="zstd",
             compression_level=COMPRESSION_LEVEL,
-            use_dictionary=[name for name in table.columns if name not in (*table.delta, *table.plain)],
+            use_dictionary=[name for name in table.columns if name not in bare],
             column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
             write_statistics=list(table.key),
             write_batch_size=65_536,
@@ -135,11 +137,12 @@ class PartWriter:
 
     def _to_arrow(self, frame: pl.DataFrame) -> pa.Table:
         arrays = []
+        have = {series.name: series for series in frame}  # a feature table has thousands of columns
         for field in self._schema:
-            if field.name not in frame.columns:
+            if field.name not in have:
                 arrays.append(pa.nulls(frame.height, field.type))
                 continue
-            series = frame[field.name]
+            series = have[field.name]
             if isinstance(series.dtype, pl.Enum):
                 codes = series.to_physical().cast(pl.Int32).to_arrow()
                 names = series.dtype.categories.to_arrow().cast(pa.string())

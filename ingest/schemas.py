@@ -1,14 +1,16 @@
 """Every table of the lake: its columns (the unit last in the name), its key, and how it is stored.
 
-Columns are spelled here (those of the collectors' own tables in `ingest.live_schemas`) and nowhere else; a source maps
-its own spelling in a ``*_COLUMN_MAP``. Each table has, besides the columns below, a ``cluster`` column that is the hive
-partition: ids of two clusters or two releases never mix.
+Columns are spelled here (those of the collectors' own tables in `ingest.live_schemas`, of feature tables in
+`ingest.feature_schemas`) and nowhere else; a source maps its own spelling in a ``*_COLUMN_MAP``. Each table has,
+besides the columns below, a ``cluster`` column that is the hive partition: ids of two clusters or two releases never
+mix.
 """
 
 from __future__ import annotations
 
 import polars as pl
 
+from ingest.feature_schemas import FEATURE_SERIES, FEATURES
 from ingest.live_schemas import COLLECTOR_EVENTS, DEVICE_INVENTORY
 from ingest.table_schema import SERIES_KEY, TIME, TableSchema
 from ingest.table_schema import columns_of as _t
@@ -19,6 +21,8 @@ __all__ = [
     "CPU_SAMPLES",
     "DEVICES",
     "DEVICE_INVENTORY",
+    "FEATURES",
+    "FEATURE_SERIES",
     "GPU_JOB_SUMMARY",
     "GPU_MINUTES",
     "GPU_SAMPLES",
@@ -391,6 +395,8 @@ TABLES: dict[str, TableSchema] = {
         JOB_STATS,
         QUARANTINE,
         QUALITY,
+        FEATURES,
+        FEATURE_SERIES,
     )
 }
 """Every table of the lake by name."""

@@ -13,6 +13,7 @@ from app.following import follow_until_stopped, parse_age_s
 from app.lake_access import open_lake
 from app.output import TABLE_ROWS, Show, with_format
 from app.progress import byte_bar
+from app.runners import open_runner, with_runner
 from app.settings import load, with_lake
 from ingest.cluster_name import check_cluster_name
 from ingest.quality import REASONS, is_defect
@@ -20,7 +21,6 @@ from ingest.units import BYTES_PER_MIB
 
 if TYPE_CHECKING:
     from ingest.pipeline import Progress
-    from ingest.runner import Runner
 
 
 @click.group()
@@ -63,9 +63,7 @@ def _age(ctx: click.Context, parameter: click.Parameter, text: str | None) -> fl
     callback=_cluster_name,
     help="Name of the machine that the data is of.  [default: from the data's layout]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Local processes, or Slurm jobs.  [default: usable cores]")
-@click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster there, as in tcp://host:8786.")
-@click.option("--slurm", is_flag=True, help="Work in Slurm jobs, through dask-jobqueue and its configuration.")
+@with_runner
 @click.option("--force", is_flag=True, help="Take a file even if it has become shorter since it was ingested.")
 @click.option("--anonymous", is_flag=True, help="Ask an s3:// bucket without an account.")
 @click.option(
@@ -145,7 +143,7 @@ def ingest(
 
     root = load(lake=lake).lake
     most_bytes = DEFAULT_MAX_MEMBER_BYTES if max_member_gib is None else int(max_member_gib * 1024 * BYTES_PER_MIB)
-    with closing(_open_runner(workers, scheduler, slurm)) as runner, byte_bar("ingest", progress) as bar:
+    with closing(open_runner(workers, scheduler, slurm)) as runner, byte_bar("ingest", progress) as bar:
 
         def tell(now: Progress) -> None:
             if bar is not None:
@@ -167,17 +165,6 @@ def ingest(
         defects = ", ".join(f"{code} {n:,}" for code, n in report.reasons.items() if is_defect(code))
         click.echo(f"partly done ({defects}); `jobwatt lake reasons --lake {root}` says where and why", err=True)
         click.get_current_context().exit(PARTLY_DONE)
-
-
-def _open_runner(workers: int | None, scheduler: str | None, slurm: bool) -> Runner:
-    from ingest.runner import DaskRunner, PoolRunner, SerialRunner, SlurmRunner, usable_cores
-
-    if scheduler:
-        return DaskRunner(scheduler)
-    count = usable_cores() if workers is None else workers
-    if slurm:
-        return SlurmRunner(count)
-    return SerialRunner() if count == 1 else PoolRunner(count)
 
 
 @lake.command()

@@ -11,11 +11,13 @@ from typing import Any, TypeVar, cast
 import numba
 from numba.core import event
 
+from features.kernel_cache import cache_folder
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def kernel(function: _Function) -> _Function:
-    """Compile ``function`` when it is first called and keep the code on disk, beside the module.
+    """Compile ``function`` when it is first called and keep the code on disk (`features.kernel_cache` says where).
 
     Division by zero gives infinity or NaN, as in numpy. Nothing is reordered: a sum has the same rounding everywhere.
     """
@@ -48,6 +50,8 @@ def drop_stale_code(folder: Path) -> None:
 
 
 drop_stale_code(Path(__file__).parent)
+if cache_folder() != Path(__file__).parent / "__pycache__":  # numba decides by this when a kernel is decorated
+    numba.config.CACHE_DIR = str(cache_folder())
 
 
 class _Compilations(event.Listener):  # type: ignore[misc]  # numba has no types

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "encodings": "tests.benchmarks.bench_encodings:encodings",
     "reads": "tests.benchmarks.bench_lake:lake_reads",
     "features": "tests.benchmarks.bench_features:features",
+    "extract": "tests.benchmarks.bench_extract:extract",
     "help": "tests.benchmarks.bench_help:help_time",
     "collector": "tests.benchmarks.bench_collector:collector",
 }

@@ -11,7 +11,13 @@ from features.sets import FEATURE_SETS, find_set, shape_of
 CHANNELS = ("gpu_util_pct", "power_w")
 
 
-@pytest.mark.parametrize("name", FEATURE_SETS)
+SLOW = {"tsfresh"}
+"""Importing this one alone takes seconds."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FEATURE_SETS]
+)
 def test_every_set_has_as_many_columns_as_names_and_tsfresh_s_grammar(name):
     values = np.random.default_rng(1).normal(size=(3, 2, 64)).astype(np.float32)
     shape = shape_of(values, CHANNELS, samples_per_s=9.0)

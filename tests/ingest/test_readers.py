@@ -14,6 +14,9 @@ import pyarrow.dataset as ds
 import pytest
 from polars.testing import assert_frame_equal
 
+from features.extract import extract
+from features.variant import Variant
+from features.windows import WindowSpec
 from ingest.cluster_name import check_cluster_name
 from ingest.lake import Lake
 from ingest.pipeline import ingest
@@ -23,6 +26,8 @@ from ingest.synthetic import make_archive
 from tests.gpu_files import write_gpu_file
 from tests.lakes import in_order
 from tests.spool_files import device_cells, event_cells, make_spool, write_segment
+
+WINDOWS = Variant("statistical", WindowSpec(5.0))
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,7 @@ def root(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = {"recording": recording, "made-up": folder / "made-up", "live": spool}
     for cluster, source in sources.items():
         ingest(str(source), folder / "lake", cluster=cluster, runner=SerialRunner())
+    extract(folder / "lake", WINDOWS, runner=SerialRunner())
     return folder / "lake"
 
 
@@ -87,13 +93,23 @@ def test_the_lake_has_every_table_and_columns_that_are_null_in_one_cluster_only(
     assert dict(counts.iter_rows()) == {"recording": True, "made-up": False}
 
 
-@pytest.mark.parametrize("table", [name for name in TABLES if name != "gpu_job_summary"])
+@pytest.mark.parametrize("table", [name for name in TABLES if name not in ("gpu_job_summary", "features")])
 @pytest.mark.parametrize("reader", READERS)
 def test_every_reader_finds_equal_values_of_equal_types(reader, table, root, lake):
     expected = in_order(lake.scan(table).collect())
     found = READERS[reader](root / table)
     assert set(found.columns) == set(expected.columns)
     found = found.select(expected.columns).with_columns(pl.col("cluster").cast(pl.String))  # pandas: a category
+    assert_frame_equal(in_order(found), expected, check_exact=True)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_finds_the_features_of_one_variant_in_its_folder(reader, root, lake):
+    expected = in_order(lake.scan_features(WINDOWS.name).collect())
+    assert expected.height > 100
+    found = READERS[reader](root / "features" / WINDOWS.name)
+    assert set(found.columns) == set(expected.columns)
+    found = found.select(expected.columns).with_columns(pl.col("cluster").cast(pl.String))
     assert_frame_equal(in_order(found), expected, check_exact=True)
 
 

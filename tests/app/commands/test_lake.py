@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from app.cli import run
-from app.commands.lake import _open_runner
+from app.runners import open_runner
 from ingest.runner import PoolRunner, SerialRunner, usable_cores
 from tests.gpu_files import write_gpu_file
 
@@ -117,11 +117,11 @@ def test_what_cannot_be_ingested_is_said_in_a_line_and_leaves_no_lake(arguments,
 
 
 def test_the_work_is_done_by_as_many_local_processes_as_there_are_cores_unless_told():
-    assert isinstance(_open_runner(1, None, False), SerialRunner)
-    runner = _open_runner(3, None, False)
+    assert isinstance(open_runner(1, None, False), SerialRunner)
+    runner = open_runner(3, None, False)
     assert isinstance(runner, PoolRunner)
     assert runner.workers == 3
-    assert _open_runner(None, None, False).workers == usable_cores()
+    assert open_runner(None, None, False).workers == usable_cores()
 
 
 def test_an_output_file_of_the_report_is_parquet_that_can_be_read(archive, tmp_path):

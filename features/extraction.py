@@ -1,0 +1,326 @@
+"""One task of an extraction: the series of a partition of gpu_samples become one part of the lake's features.
+
+Rows are read as they are needed and windows described a batch at a time, so memory grows neither with the length of a
+series nor with the number of series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.describe import describe
+from features.job import CPU_COLUMNS, CPU_MARGIN_S, NODE_COLUMNS, NODE_MARGIN_S, context
+from features.variant import Variant
+from features.windows import cut_series, window_starts_us
+from ingest.errors import LakeError
+from ingest.feature_commit import FeatureResult, write_rows
+from ingest.feature_schemas import FEATURE_SERIES, FEATURES, feature_schema
+from ingest.memory import give_back_memory
+from ingest.parts import PartReader, PartWriter, read_part
+from ingest.records import Part
+from ingest.schemas import CPU_SAMPLES, NODE_SAMPLES, SERIES_KEY, TIME
+from ingest.units import US_PER_S
+
+BATCH_WINDOWS: Final = 256
+"""So many windows are described together, fewer where they are long."""
+
+BATCH_BYTES: Final = 8 << 20
+"""Windows of one batch have no more bytes than this, unless a single one has."""
+
+READ_ROWS: Final = 262_144
+"""So many rows of a series are read at once, unless one window has more."""
+
+GROUP_BYTES: Final = 32 << 20
+"""Described windows wait until they have this many bytes, and are a row group then."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTask:
+    """A task: which variant, of which series (a Parquet file of pieces), and where the parts go.
+
+    ``index`` is the name of the lake's index that it was planned on, ``node_parts`` are the files of node_samples.
+    """
+
+    variant: Variant
+    cluster: str
+    pieces: str
+    index: str
+    staging: str
+    name: str
+    series: int
+    windows: int
+    node_parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """What a task did; no result where a part that it needs was taken away by somebody who wrote the lake since."""
+
+    name: str
+    windows: int
+    result: FeatureResult | None
+
+
+def extract_part(task: FeatureTask) -> TaskDone:
+    """Write the features of one partition, and what became of each of its series.
+
+    Raises
+    ------
+    LakeError
+        If a part of the lake is damaged.
+    """
+    extraction = _Extraction(task)
+    try:
+        result = extraction.run()
+    except LakeError:
+        extraction.discard()
+        if all(Path(part).exists() for part in extraction.parts):
+            raise
+        return TaskDone(task.name, task.windows, None)
+    except BaseException:
+        extraction.discard()
+        raise
+    give_back_memory()
+    return TaskDone(task.name, task.windows, result)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Windows that wait to be described, with the series and the start of each."""
+
+    values: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    keys: list[tuple[int, str, int, int]] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return sum(values.nbytes for values in self.values)
+
+
+class _Extraction:
+    """State of one task."""
+
+    def __init__(self, task: FeatureTask) -> None:
+        self._task = task
+        pieces = read_part(task.pieces).drop("part").rename({"path": "part"})
+        self.parts = [*pieces["part"].unique(), *task.node_parts]
+        self._series = pieces.filter(pl.col("table") == "gpu_samples").partition_by(SERIES_KEY, maintain_order=True)
+        self._cpu = pieces.filter(pl.col("table") == "cpu_samples")
+        self._reader = PartReader()
+        self._batch = _Batch()
+        self._rows: list[dict[str, Any]] = []
+        self._waiting: list[pl.DataFrame] = []
+        self._writer: PartWriter | None = None
+
+    def run(self) -> FeatureResult:
+        """Describe every window of every series, and write both parts."""
+        for pieces in self._series:
+            self._take(pieces)
+        self._describe()
+        self._flush()
+        features = None if self._writer is None else self._writer.close()
+        return FeatureResult(
+            self._task.variant.name,
+            self._task.cluster,
+            self._task.pieces,
+            self._task.index,
+            self._write_series(),
+            features,
+            has_context=bool(self._task.variant.set.context),
+        )
+
+    def discard(self) -> None:
+        """Throw the open part away."""
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _path(self, table: str) -> Path:
+        return Path(self._task.staging) / table / f"{self._task.name}.parquet"
+
+    def _write_series(self) -> Part:
+        frame = pl.DataFrame(self._rows, schema=FEATURE_SERIES.columns, orient="row")
+        return write_rows(self._path("feature_series"), "feature_series", frame)
+
+    def _take(self, pieces: pl.DataFrame) -> None:
+        """Cut one series, and note what became of it."""
+        variant, spec = self._task.variant, self._task.variant.window
+        job_id, node, gpu_index = pieces.select(SERIES_KEY).row(0)
+        first_us, last_us = series_span_us(pieces)
+        starts_us = window_starts_us(spec, (job_id, node, gpu_index), first_us, last_us)
+        reason = None if len(starts_us) else "shorter_than_window"
+        if pieces["dropped"].any() and spec.place != "slide":  # the place is one of the whole series
+            starts_us, reason = starts_us[:0], "samples_dropped"
+        refused = 0
+        rows_per_s = int(pieces["rows"].sum()) / max((last_us - first_us) / US_PER_S, 1e-6)
+        for chunk in _chunks(starts_us, self._windows_at_once(), round(READ_ROWS / rows_per_s * US_PER_S)):
+            end_us = int(chunk[-1]) + round(spec.seconds * US_PER_S)
+            samples = read_span(self._reader, pieces, int(chunk[0]), end_us, variant.channels)
+            values, reasons = cut_series(samples, chunk, spec, variant.channels)
+            kept = [int(start) for start, why in zip(chunk, reasons, strict=True) if not why]
+            self._add(values, [(job_id, node, gpu_index, start_us) for start_us in kept])
+            refused += len(chunk) - len(kept)
+            reason = reason or next(filter(None, reasons), None)
+        self._rows.append(
+            {
+                **_named(variant),
+                **dict(zip(SERIES_KEY, (job_id, node, gpu_index), strict=True)),
+                "first_time": pieces["first_time"].min(),
+                "last_time": pieces["last_time"].max(),
+                "duration_s": (last_us - first_us) / US_PER_S,
+                "samples": pieces["rows"].sum(),
+                "windows": len(starts_us) - refused,
+                "windows_refused": refused,
+                "reason": reason,
+                "has_context": bool(variant.set.context),
+            }
+        )
+
+    def _windows_at_once(self) -> int:
+        variant = self._task.variant
+        return max(1, min(BATCH_WINDOWS, BATCH_BYTES // (4 * len(variant.channels) * variant.window.n_samples)))
+
+    def _add(self, values: npt.NDArray[np.float32], keys: list[tuple[int, str, int, int]]) -> None:
+        if keys:
+            self._batch.values.append(values)
+            self._batch.keys += keys
+            if len(self._batch.keys) >= self._windows_at_once():
+                self._describe()
+
+    def _describe(self) -> None:
+        """Turn the windows that wait into rows."""
+        batch, self._batch = self._batch, _Batch()
+        if not batch.keys:
+            return
+        variant = self._task.variant
+        job_id, node, gpu_index, start_us = (list(column) for column in zip(*batch.keys, strict=True))
+        windows = pl.DataFrame({"job_id": job_id, "node": node, "gpu_index": gpu_index, "start_us": start_us})
+        around = self._context(windows) if variant.set.context else None
+        described = describe(np.concatenate(batch.values), variant, around)
+        self._waiting.append(feature_rows(variant, windows, described))
+        if sum(frame.estimated_size() for frame in self._waiting) >= GROUP_BYTES:
+            self._flush()
+
+    def _context(self, windows: pl.DataFrame) -> npt.NDArray[np.float64]:
+        spans = windows.with_columns(end_us=pl.col("start_us") + round(self._task.variant.window.seconds * US_PER_S))
+        mine = self._cpu.join(windows.select("job_id").unique(), on="job_id", how="semi")
+        cpu = [
+            read_part(part, start, rows, CPU_COLUMNS)
+            for part, start, rows in mine.select("part", "row_start", "rows").iter_rows()
+        ]
+        near = [near_times(frame, spans, CPU_MARGIN_S) for frame in cpu]
+        empty = CPU_SAMPLES.empty().select(CPU_COLUMNS)
+        return context(spans, pl.concat([empty, *near]), read_node_samples(self._task.node_parts, spans))
+
+    def _flush(self) -> None:
+        """Write the rows that wait as one row group."""
+        if not self._waiting:
+            return
+        rows = pl.concat(self._waiting)
+        self._waiting = []
+        if self._writer is None:
+            fixed = len(FEATURES.columns)
+            schema = feature_schema(dict(list(rows.schema.items())[fixed:]))
+            self._writer = PartWriter(self._path("features"), schema, stretches=True)
+        self._writer.write(rows)
+
+
+def _named(variant: Variant) -> dict[str, Any]:
+    """The columns that say which variant a row is of."""
+    spec, made = variant.window, variant.set
+    return {
+        "variant": variant.name,
+        "set": made.name,
+        "set_version": made.version,
+        "window_s": spec.seconds,
+        "place": spec.place,
+    }
+
+
+def feature_rows(variant: Variant, windows: pl.DataFrame, described: pl.DataFrame) -> pl.DataFrame:
+    """Return rows of ``features``: whose windows they are, then what `describe` made of them."""
+    literal = [pl.lit(value).alias(name) for name, value in _named(variant).items()]
+    named = windows.with_columns(pl.col("start_us").cast(TIME).alias("window_start"), *literal)
+    rows = pl.concat([named, described], how="horizontal")
+    fixed = [pl.col(name).cast(dtype) for name, dtype in FEATURES.columns.items()]
+    return rows.select(*fixed, *[name for name in described.columns if name not in FEATURES.columns])
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def series_span_us(pieces: pl.DataFrame) -> tuple[int, int]:
+    """Return the times of the first and the last sample of a series."""
+    first, last = pieces["first_time"].to_physical().min(), pieces["last_time"].to_physical().max()
+    if not isinstance(first, int) or not isinstance(last, int):
+        raise LakeError("the index has a series without times; see: jobwatt lake check")
+    return first, last
+
+
+def _chunks(starts_us: npt.NDArray[np.int64], count: int, span_us: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the starts in stretches of at most so many, none of which reaches farther than a span."""
+    at = 0
+    while at < len(starts_us):
+        end = min(at + count, int(np.searchsorted(starts_us, starts_us[at] + span_us, side="right")))
+        yield starts_us[at:end]
+        at = end
+
+
+def read_span(
+    reader: PartReader, pieces: pl.DataFrame, begin_us: int, end_us: int, channels: Sequence[str]
+) -> pl.DataFrame:
+    """Return the samples of one series from a time on, end excluded, in the order of time.
+
+    Parameters
+    ----------
+    pieces : the series' pieces, ``part`` a path; they do not overlap
+    """
+    columns = ["time", *channels]
+    first, last = pl.col("first_time").to_physical(), pl.col("last_time").to_physical()
+    mine = pieces.filter((first < end_us) & (last >= begin_us)).sort("first_time")
+    inside = pl.col("time").to_physical().is_between(begin_us, end_us, closed="left")
+    found = [
+        frame.filter(inside)
+        for part, start, rows in mine.select("part", "row_start", "rows").iter_rows()
+        for frame in reader.frames(part, start, rows, columns)
+    ]
+    if not found:
+        raise LakeError("the index has no samples for a window of a series; see: jobwatt lake check")
+    return pl.concat(found)
+
+
+def near_times(samples: pl.DataFrame, windows: pl.DataFrame, margin_s: float) -> pl.DataFrame:
+    """Return the samples no farther than a margin from the time from the first window's start to the last one's end."""
+    margin_us = round(margin_s * US_PER_S)
+    low, high = windows["start_us"].min(), windows["end_us"].max()
+    return samples.filter(pl.col("time").to_physical().is_between(pl.lit(low) - margin_us, pl.lit(high) + margin_us))
+
+
+def read_node_samples(parts: Sequence[str], windows: pl.DataFrame) -> pl.DataFrame:
+    """Return the node samples that are near a window, of its node, and few others.
+
+    Parameters
+    ----------
+    windows : node, start_us and end_us
+    """
+    if not parts:
+        return NODE_SAMPLES.empty().select(NODE_COLUMNS)
+    bucket_us = round(2 * NODE_MARGIN_S * US_PER_S)
+    reach_us = round(NODE_MARGIN_S * US_PER_S)
+    bounds = ((pl.col(name) + sign * reach_us) // bucket_us for name, sign in (("start_us", -1), ("end_us", 1)))
+    low, high = bounds
+    wanted = windows.select("node", bucket=pl.int_ranges(low, high + 1)).explode("bucket").unique()
+    found = (
+        pl.scan_parquet(list(parts), hive_partitioning=False)
+        .filter(pl.col("node").is_in(wanted["node"].unique().to_list()))
+        .select(NODE_COLUMNS)
+        .with_columns(bucket=pl.col("time").to_physical() // bucket_us)
+        .join(wanted.lazy(), on=["node", "bucket"], how="semi")
+        .drop("bucket")
+    )
+    return found.collect(engine="streaming")

@@ -1,0 +1,247 @@
+"""Feature parts come into a lake, and go with the samples that they were made of.
+
+They are written beside the lake's staging, since an ingest clears that while an extraction may be running for hours,
+and are taken in by a commit like any other: the lake is locked for that moment only. What changed meanwhile is left
+out: a series counts as it was planned only while the index has the same pieces of it. An ingest that brings or replaces
+samples of a series removes its windows in the same commit.
+
+A part of ``feature_series`` has the name of the part of ``features`` that holds its windows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from ingest.errors import LakeBusyError
+from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema
+from ingest.head import STAGING, Head, LakePart, finish_moves, write_head, writing
+from ingest.manifest import NO_PART, read_pieces_of
+from ingest.migrate import migrate
+from ingest.parts import PartWriter, read_part
+from ingest.records import Part
+from ingest.schemas import SERIES_KEY
+
+BUSY_S: Final = 60.0
+"""So long a commit waits for another process that writes the lake."""
+
+CONTEXT_TABLES: Final = frozenset({"cpu_samples", "node_samples"})
+"""Where context comes from."""
+
+INDEX_COLUMNS: Final = ("table", "part", "row_start", "rows", *SERIES_KEY, "first_time", "last_time")
+"""What an extraction needs to know of a piece."""
+
+_KEY: Final = list(SERIES_KEY)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureResult:
+    """What one task wrote of a variant, and the file of the pieces that it was planned on.
+
+    ``features`` is None where no series gave a window.
+    """
+
+    variant: str
+    cluster: str
+    pieces: str
+    index: str
+    series: Part
+    features: Part | None
+    has_context: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a commit took: rows of ``features``; series, those without a window and those that changed meanwhile."""
+
+    generation: int
+    windows: int
+    series: int
+    short: int
+    changed: int
+
+
+def commit_features(lake: Path, results: Sequence[FeatureResult]) -> Taken:
+    """Take what tasks wrote into the lake, except what is of series that are not as they were planned any more.
+
+    Raises
+    ------
+    LakeError
+        If the lake cannot be written; nothing has changed then.
+    """
+    with _patient(lake) as found:
+        head = migrate(lake, found)
+        adoption = _Adoption(lake, head, lake / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}")
+        windows = series = short = changed = 0
+        for result in results:
+            kept = _unchanged(lake, head, result)
+            rows = read_part(result.series.path)
+            if kept is not None:
+                rows = rows.join(kept, on=_KEY, how="semi", maintain_order="left")
+            changed += result.series.rows - rows.height
+            if not rows.height:
+                continue
+            adoption.add(result, None if kept is None else rows)
+            windows, series = windows + int(rows["windows"].sum()), series + rows.height
+            short += rows.filter(pl.col("windows") == 0).height
+        head = adoption.publish()
+    return Taken(head.generation, windows, series, short, changed)
+
+
+@contextmanager
+def _patient(lake: Path) -> Iterator[Head]:
+    """Hold the lake's lock, waiting a while for whoever has it."""
+    until_s = time.monotonic() + BUSY_S
+    with ExitStack() as held:
+        while True:
+            try:
+                head = held.enter_context(writing(lake))
+                break
+            except LakeBusyError:
+                if time.monotonic() >= until_s:
+                    raise
+                time.sleep(0.05)
+        yield head
+
+
+def _unchanged(lake: Path, head: Head, result: FeatureResult) -> pl.DataFrame | None:
+    """Return the keys of the series that are as they were planned; None where nothing was written since."""
+    if head.pieces == result.index:
+        return None
+    planned = read_part(result.pieces, columns=INDEX_COLUMNS)
+    now = read_pieces_of(lake, head, result.cluster, INDEX_COLUMNS).filter(pl.col("part") != NO_PART)
+    tables = set(planned["table"])
+    jobs = planned.filter(pl.col("table") == "gpu_samples").select("job_id").unique()
+    now = now.filter(pl.col("table").is_in(sorted(tables | (CONTEXT_TABLES if result.has_context else set()))))
+    now = now.filter(pl.col("job_id").is_in(jobs["job_id"].implode()) | (pl.col("table") == "node_samples"))
+    differs = pl.concat(
+        [
+            planned.join(now, on=INDEX_COLUMNS, how="anti", nulls_equal=True),
+            now.join(planned, on=INDEX_COLUMNS, how="anti", nulls_equal=True),
+        ]
+    )
+    keys = planned.filter(pl.col("table") == "gpu_samples").select(_KEY).unique()
+    if differs.filter(pl.col("table") == "node_samples").height:
+        return keys.clear()
+    changed = differs.filter(pl.col("table") == "gpu_samples")
+    other = differs.filter(pl.col("table") == "cpu_samples")
+    return keys.join(changed, on=_KEY, how="anti").join(other, on="job_id", how="anti")
+
+
+class _Adoption:
+    """Staged parts on their way to their places."""
+
+    def __init__(self, root: Path, head: Head, folder: Path) -> None:
+        self._root, self._head, self._folder = root, head, folder
+        self._moves: dict[str, str] = {}
+        self._parts: list[LakePart] = []
+        self._number = 0
+
+    def add(self, result: FeatureResult, kept: pl.DataFrame | None) -> None:
+        """Take in a task's parts, only the rows of the series in ``kept`` unless it is None."""
+        name = f"part-{self._head.generation + 1:06d}-{self._number:05d}.parquet"
+        self._number += 1
+        series, features = result.series, result.features
+        if kept is not None:
+            series = write_rows(Path(f"{series.path}.kept"), "feature_series", kept)
+            if features is not None:
+                left = read_part(features.path).join(kept, on=_KEY, how="semi", maintain_order="left")
+                features = write_rows(Path(f"{features.path}.kept"), "features", left) if left.height else None
+        self._adopt(series, f"feature_series/cluster={result.cluster}/{name}", result.cluster)
+        if features is not None:
+            self._adopt(features, f"features/{result.variant}/cluster={result.cluster}/{name}", result.cluster)
+
+    def _adopt(self, part: Part, file: str, cluster: str) -> None:
+        staged = self._folder / f"{len(self._moves):06d}.parquet"
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        Path(part.path).replace(staged)
+        self._moves[file] = staged.relative_to(self._root).as_posix()
+        self._parts.append(LakePart(part.table, cluster, file, part.rows, part.bytes))
+
+    def publish(self) -> Head:
+        """Commit, if anything was taken in, and return the state."""
+        if not self._parts:
+            return self._head
+        head = replace(
+            self._head,
+            generation=self._head.generation + 1,
+            parts=(*self._head.parts, *self._parts),
+            moves=self._moves,
+            removes=(),
+        )
+        return finish_moves(self._root, write_head(self._root, head))
+
+
+def write_rows(path: Path, table: str, frame: pl.DataFrame) -> Part:
+    """Write rows of ``features`` (of one variant) or ``feature_series`` as one part, durably."""
+    schema = FEATURE_SERIES if table == "feature_series" else feature_schema(features_in(frame))
+    writer = PartWriter(path, schema)
+    try:
+        writer.write(frame)
+        return writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def features_in(frame: pl.DataFrame) -> dict[str, pl.DataType]:
+    """Return the columns of a variant that are its set's own, with their types."""
+    fixed = feature_schema({}).columns
+    return {name: dtype for name, dtype in frame.schema.items() if name not in fixed}
+
+
+# -- what an ingest removes --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What an ingest brings or takes away, as far as features depend on it.
+
+    ``series`` are keys of GPU samples. ``jobs`` are those with other CPU samples, ``spans`` times with other node
+    samples; only variants with context care.
+    """
+
+    series: pl.DataFrame
+    jobs: frozenset[int] = frozenset()
+    spans: tuple[tuple[datetime, datetime], ...] = ()
+
+    def is_stale(self) -> pl.Expr:
+        """Return an expression over `FEATURE_SERIES` and ``is_touched``: whether the row is not true any more."""
+        margin = timedelta(seconds=CONTEXT_MARGIN_S)
+        context = pl.col("job_id").is_in(sorted(self.jobs))
+        for first, last in self.spans:
+            context |= (pl.col("first_time") <= last + margin) & (pl.col("last_time") >= first - margin)
+        return pl.col("is_touched") | (pl.col("has_context") & context)
+
+
+def split_stale(
+    root: Path, parts: Sequence[LakePart], touched: Touched
+) -> Iterator[tuple[int, LakePart, pl.DataFrame]]:
+    """Yield each feature part of one cluster of which something is not true any more, and what of it still is.
+
+    With them comes a number that a part of ``feature_series`` shares with the part of its windows.
+    """
+    windows_of = {_file_name(part): part for part in parts if part.table == "features"}
+    keys = touched.series.select(_KEY).unique().with_columns(is_touched=pl.lit(True))
+    for number, part in enumerate(part for part in parts if part.table == "feature_series"):
+        rows = read_part(root / part.file).join(keys, on=_KEY, how="left", maintain_order="left")
+        stays = rows.with_columns(pl.col("is_touched").fill_null(False)).filter(~touched.is_stale()).drop("is_touched")
+        if stays.height == rows.height:
+            continue
+        yield number, part, stays
+        if windows := windows_of.get(_file_name(part)):
+            kept = read_part(root / windows.file)
+            yield number, windows, kept.join(stays, on=_KEY, how="semi", maintain_order="left")
+
+
+def _file_name(part: LakePart) -> str:
+    """Return what a part of ``feature_series`` and that of its windows are both called."""
+    return part.file.rpartition("/")[2]
