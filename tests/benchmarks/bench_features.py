@@ -195,8 +195,8 @@ def _shared(windows: np.ndarray, n_recorded: int, runs: int, tell: Callable[[str
     header = ["ours", "windows a CPU second", "peer", "windows a CPU second", "ours / peer", "bar", "cells that agree"]
     text = table(header, rows) + (
         "\n\nA cell agrees within a relative 1e-6; with aeon's QUANT, in single precision, within 1e-6 "
-        "of 100 times the channel's largest reading (its Fourier sums are of 540). aeon's longest stretch differs where "
-        "it touches the window's ends; TSFEL's slope of a constant is 1e-15 instead of 0."
+        "of 100 times the channel's largest reading (its Fourier sums are of 540). aeon's longest stretch differs "
+        "where it touches the window's ends; TSFEL's slope of a constant is 1e-15 instead of 0."
     )
     if missing:
         text += f"\n\n**Not measured, since not installed: {', '.join(missing)}.** The extra `bench` has them."
