@@ -111,10 +111,8 @@ def rounding(name: str, series: np.ndarray) -> float:
         case "spkt_welch_density":
             return min(1e-25 * level**2, 1e300)
         case "linear_trend" | "linear_trend_timewise" | "agg_linear_trend":
-            if "pvalue" in end:
-                return 0.0
-            if "rvalue" in end:
-                return 1e-14
+            if "value" in end:
+                return 1e-14 if "rvalue" in end else 0.0
             hours = 3.6e5 if "timewise" in calculator else 1.0
             return (1e-7 if "stderr" in end else 1e-14) * min(level * max(level, 1.0), 1e300) * hours / len(series)
     return 0.0
