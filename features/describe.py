@@ -6,13 +6,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.sets import shape_of
 from features.variant import Variant
 
 FloatArray = npt.NDArray[np.floating]
 
 
 def describe(
-    values: npt.NDArray[np.float32], variant: Variant, context: npt.NDArray[np.float64] | None = None
+    values: npt.NDArray[np.float32],
+    samples_per_s: npt.NDArray[np.float64],
+    variant: Variant,
+    context: npt.NDArray[np.float64] | None = None,
 ) -> pl.DataFrame:
     """Return ``reason`` and the columns of the variant's set, one row a window.
 
@@ -23,9 +27,10 @@ def describe(
     Parameters
     ----------
     values : array of shape (n_windows, n_channels, n_samples), missing readings NaN
+    samples_per_s : how fast each window was read, shape (n_windows,)
     context : array of shape (n_windows, n_context), for a set that has some
     """
-    made, shape = variant.set, variant.shape
+    made, shape = variant.set, shape_of(values, variant.channels, samples_per_s)
     absent = np.isnan(values)
     without, lacking = np.asarray(absent.all(axis=2)), np.asarray(absent.any(axis=2))
     names = made.names(shape)

@@ -93,9 +93,10 @@ def extract_part(task: FeatureTask) -> TaskDone:
 
 @dataclass(slots=True)
 class _Batch:
-    """Windows that wait to be described, with the series and the start of each."""
+    """Windows that wait to be described, with the rate, the series and the start of each."""
 
     values: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    samples_per_s: list[npt.NDArray[np.float64]] = field(default_factory=list)
     keys: list[tuple[int, str, int, int]] = field(default_factory=list)
 
     @property
@@ -161,9 +162,9 @@ class _Extraction:
         for chunk in _chunks(starts_us, self._windows_at_once(), round(READ_ROWS / rows_per_s * US_PER_S)):
             end_us = int(chunk[-1]) + round(spec.seconds * US_PER_S)
             samples = read_span(self._reader, pieces, int(chunk[0]), end_us, variant.channels)
-            values, reasons = cut_series(samples, chunk, spec, variant.channels)
+            values, rates, reasons = cut_series(samples, chunk, spec, variant.channels)
             kept = [int(start) for start, why in zip(chunk, reasons, strict=True) if not why]
-            self._add(values, [(job_id, node, gpu_index, start_us) for start_us in kept])
+            self._add(values, rates, [(job_id, node, gpu_index, start_us) for start_us in kept])
             refused += len(chunk) - len(kept)
             reason = reason or next(filter(None, reasons), None)
         self._rows.append(
@@ -185,9 +186,15 @@ class _Extraction:
         variant = self._task.variant
         return max(1, min(BATCH_WINDOWS, BATCH_BYTES // (4 * len(variant.channels) * variant.window.n_samples)))
 
-    def _add(self, values: npt.NDArray[np.float32], keys: list[tuple[int, str, int, int]]) -> None:
+    def _add(
+        self,
+        values: npt.NDArray[np.float32],
+        samples_per_s: npt.NDArray[np.float64],
+        keys: list[tuple[int, str, int, int]],
+    ) -> None:
         if keys:
             self._batch.values.append(values)
+            self._batch.samples_per_s.append(samples_per_s)
             self._batch.keys += keys
             if len(self._batch.keys) >= self._windows_at_once():
                 self._describe()
@@ -201,7 +208,7 @@ class _Extraction:
         job_id, node, gpu_index, start_us = (list(column) for column in zip(*batch.keys, strict=True))
         windows = pl.DataFrame({"job_id": job_id, "node": node, "gpu_index": gpu_index, "start_us": start_us})
         around = self._context(windows) if variant.set.context else None
-        described = describe(np.concatenate(batch.values), variant, around)
+        described = describe(np.concatenate(batch.values), np.concatenate(batch.samples_per_s), variant, around)
         self._waiting.append(feature_rows(variant, windows, described))
         if sum(frame.estimated_size() for frame in self._waiting) >= GROUP_BYTES:
             self._flush()

@@ -68,7 +68,7 @@ def job_names(channels: Sequence[str]) -> list[str]:
     return [f"{channel}__{name}" for channel in channels for name in _FEATURES.get(channel, ((), None))[0]]
 
 
-def job(values: FloatArray, channels: Sequence[str], samples_per_s: float) -> _Values:
+def job(values: FloatArray, channels: Sequence[str], samples_per_s: float | _Values) -> _Values:
     """Features of the job from each window's channels; a missing reading counts for nothing.
 
     Of utilisation: the share of readings at `BUSY_FROM_PCT` or more, and below `IDLE_BELOW_PCT`; the longest stretch of
@@ -80,6 +80,7 @@ def job(values: FloatArray, channels: Sequence[str], samples_per_s: float) -> _V
     Parameters
     ----------
     values : array of shape (n_windows, n_channels, n_samples), missing readings NaN
+    samples_per_s : how many samples a second holds, one for all or one for each window
 
     Returns
     -------
@@ -87,13 +88,14 @@ def job(values: FloatArray, channels: Sequence[str], samples_per_s: float) -> _V
     """
     if values.ndim != 3 or values.shape[1] != len(channels):
         raise ValueError(f"values have shape {values.shape}; give (n_windows, {len(channels)} channels, n_samples)")
+    rates = np.broadcast_to(np.asarray(samples_per_s, np.float64), len(values))
     columns = [np.empty((len(values), 0))]
     for index, channel in enumerate(channels):
         names, compute = _FEATURES.get(channel, ((), None))
         if compute is not None:
             found = np.full((len(values), len(names)), np.nan)
             known = ~np.isnan(values[:, index]).all(axis=1)
-            found[known] = compute(values[known, index].astype(np.float64), channel, samples_per_s)
+            found[known] = compute(values[known, index].astype(np.float64), channel, rates[known])
             columns.append(found)
     return np.hstack(columns)
 
@@ -101,7 +103,7 @@ def job(values: FloatArray, channels: Sequence[str], samples_per_s: float) -> _V
 # -- one channel, array of shape (n_windows, n_samples), in which every window has a reading ---------------------------
 
 
-def _of_utilisation(values: _Values, channel: str, samples_per_s: float) -> _Values:
+def _of_utilisation(values: _Values, channel: str, samples_per_s: _Values) -> _Values:
     count = (~np.isnan(values)).sum(axis=1)
     busy, idle = values >= BUSY_FROM_PCT, values < IDLE_BELOW_PCT  # a missing reading is neither
     begins = idle & ~np.hstack([np.zeros((len(idle), 1), np.bool_), idle[:, :-1]])
@@ -119,10 +121,18 @@ def _longest(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return longest
 
 
-def _phases(values: _Values, channel: str, samples_per_s: float) -> _Values:
+def _phases(values: _Values, channel: str, samples_per_s: _Values) -> _Values:
     """Number of phases, seconds of the longest, and the last one's level less the first one's."""
-    step = PHASE_STEP[channel]
-    size = max(1, round(samples_per_s * PHASE_BLOCK_S))
+    sizes = np.maximum(1, np.rint(np.nan_to_num(samples_per_s) * PHASE_BLOCK_S)).astype(np.int64)
+    found = np.empty((len(values), 3))
+    for size in np.unique(sizes).tolist():
+        alike = sizes == size
+        found[alike] = _phases_of_blocks(values[alike], PHASE_STEP[channel], samples_per_s[alike], size)
+    return found
+
+
+def _phases_of_blocks(values: _Values, step: float, samples_per_s: _Values, size: int) -> _Values:
+    """The same of windows whose seconds hold ``size`` samples."""
     n_samples = values.shape[1]
     total = np.zeros(len(values))
     blocks, run_s, longest_s = np.zeros(len(values)), np.zeros(len(values)), np.zeros(len(values))
@@ -152,7 +162,7 @@ def _median(block: _Values) -> _Values:
     return np.where(count > 0, (rising[rows, low] + rising[rows, high]) / 2, np.nan)
 
 
-def _of_memory(values: _Values, channel: str, samples_per_s: float) -> _Values:
+def _of_memory(values: _Values, channel: str, samples_per_s: _Values) -> _Values:
     step = np.diff(values, axis=1)
     known = ~np.isnan(step)
     rows = np.arange(len(values))
@@ -174,7 +184,7 @@ def _phase_names(channel: str) -> tuple[str, ...]:
     return (f"phases__step_{PHASE_STEP[channel]}", "longest_phase_s", f"phase_change_{_UNIT[channel]}")
 
 
-_FEATURES: dict[str, tuple[tuple[str, ...], Callable[[_Values, str, float], _Values] | None]] = {
+_FEATURES: dict[str, tuple[tuple[str, ...], Callable[[_Values, str, _Values], _Values] | None]] = {
     "gpu_util_pct": (
         (
             f"duty_cycle__from_{BUSY_FROM_PCT}",

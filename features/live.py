@@ -102,6 +102,7 @@ class _Cluster:
         keys: list[dict[str, Any]] = []
         short: list[dict[str, Any]] = []
         values = [np.empty((0, len(variant.channels), spec.n_samples), np.float32)]
+        rates = [np.empty(0)]
         for mine in self._running().partition_by(_KEY, maintain_order=True):
             key = dict(zip(_KEY, mine.select(_KEY).row(0), strict=True))
             last_us = int(mine["last_time"].to_physical().max() or 0)  # type: ignore[arg-type]
@@ -110,16 +111,17 @@ class _Cluster:
                 short.append({**key, "samples": samples.height, "reason": "too_few_samples"})
                 continue
             start_us = int(samples["time"].to_physical()[-spec.n_samples])
-            window, reasons = cut_series(samples, np.array([start_us]), spec, variant.channels)
+            window, rate, reasons = cut_series(samples, np.array([start_us]), spec, variant.channels)
             if reasons[0]:
                 short.append({**key, "samples": samples.height, "reason": reasons[0]})
                 continue
             keys.append({**key, "start_us": start_us, "last_us": last_us})
             values.append(window)
+            rates.append(rate)
         schema = {name: FEATURE_SERIES.columns[name] for name in _KEY}
         windows = pl.DataFrame(keys, schema={**schema, "start_us": pl.Int64, "last_us": pl.Int64})
         around = self._context(windows) if variant.set.context else None
-        rows = feature_rows(variant, windows, describe(np.concatenate(values), variant, around))
+        rows = feature_rows(variant, windows, describe(np.concatenate(values), np.concatenate(rates), variant, around))
         age_s = pl.Series("age_s", (self._now_us - windows["last_us"].to_numpy()) / US_PER_S, dtype=pl.Float64)
         left = pl.DataFrame(short, schema={**schema, "samples": pl.Int64, "reason": pl.String})
         return LiveFeatures(

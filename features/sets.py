@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from features.covariance import covariance, covariance_names
-from features.intervals import LEAST_SAMPLES, interval_names, intervals
 from features.job import CONTEXT_NAMES, job, job_names
 from features.low_overhead import low_overhead, low_overhead_names
 from features.spectral import spectral, spectral_names
@@ -19,11 +18,14 @@ from features.windows import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class WindowShape:
-    """What the windows of one table have in common: their channels, their samples, and the samples of a second."""
+    """What the windows of one table have in common: their channels, their samples, and the samples of a second.
+
+    ``samples_per_s`` is one number, or where each window was read at a rate of its own an array of (n_windows,).
+    """
 
     channels: tuple[str, ...]
     n_samples: int
-    samples_per_s: float
+    samples_per_s: float | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,18 @@ class FeatureSet:
     least_samples: int = 1
     context: tuple[str, ...] = ()
     compiled: bool = False
+
+
+def _interval_names(shape: WindowShape) -> list[str]:
+    from features.intervals import interval_names
+
+    return interval_names(shape.channels, shape.n_samples)
+
+
+def _intervals(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
+    from features.intervals import intervals
+
+    return intervals(values)
 
 
 def _efficient_names(shape: WindowShape) -> list[str]:
@@ -72,10 +86,6 @@ def _tsfresh(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]
     return tsfresh(values, shape.channels)
 
 
-def _intervals(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
-    return intervals(values)
-
-
 def _job(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
     return job(values, shape.channels, shape.samples_per_s)
 
@@ -85,10 +95,8 @@ FEATURE_SETS: dict[str, FeatureSet] = {
     for made in (
         FeatureSet("covariance", 1, lambda s: covariance_names(s.channels), lambda values, _: covariance(values)),
         FeatureSet("statistical", 2, lambda s: statistic_names(s.channels), lambda values, _: statistics(values)),
-        FeatureSet("spectral", 1, lambda s: spectral_names(s.channels), lambda x, s: spectral(x, s.samples_per_s)),
-        FeatureSet(
-            "intervals", 1, lambda s: interval_names(s.channels, s.n_samples), _intervals, least_samples=LEAST_SAMPLES
-        ),
+        FeatureSet("spectral", 2, lambda s: spectral_names(s.channels), lambda x, s: spectral(x, s.samples_per_s)),
+        FeatureSet("intervals", 2, _interval_names, _intervals, least_samples=4, compiled=True),
         FeatureSet("low_overhead", 1, lambda s: low_overhead_names(s.channels), lambda x, _: low_overhead(x)),
         FeatureSet("job", 1, lambda s: job_names(s.channels), _job, context=CONTEXT_NAMES),
         FeatureSet("efficient", 1, _efficient_names, _efficient, whole=True, compiled=True),
@@ -111,8 +119,14 @@ def find_set(name: str) -> FeatureSet:
     return FEATURE_SETS[name]
 
 
-def shape_of(values: FloatArray, channels: Sequence[str], samples_per_s: float) -> WindowShape:
-    """Return the shape that names the columns of these windows; the channels must be as many as theirs."""
+def shape_of(
+    values: FloatArray, channels: Sequence[str], samples_per_s: float | npt.NDArray[np.float64]
+) -> WindowShape:
+    """Return the shape that names the columns of these windows; the channels must be as many as theirs.
+
+    Frequencies and periods are right where ``samples_per_s`` is that of the samples, ``Windows.samples_per_s``: a
+    window at 9 samples a second cut from readings at 10 holds readings at 10.
+    """
     if values.ndim != 3 or values.shape[1] != len(channels):
         raise ValueError(f"values have shape {values.shape}; give (n_windows, {len(channels)} channels, n_samples)")
     return WindowShape(tuple(channels), values.shape[2], samples_per_s)

@@ -44,16 +44,17 @@ def spectral_names(channels: Sequence[str]) -> list[str]:
     return [f"{channel}__{feature}" for channel in channels for feature in FEATURES]
 
 
-def spectral(values: FloatArray, samples_per_s: float) -> npt.NDArray[np.float64]:
+def spectral(values: FloatArray, samples_per_s: float | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Spectral features of each channel of each window, of samples taken as evenly spaced.
 
-    A constant has none (NaN), nor has a channel with a missing reading, nor one of fewer than four samples. A series
-    without a maximum of its autocorrelation above zero has no period.
+    A constant has none (NaN), nor has a channel with a missing or infinite reading, nor one of fewer than four samples.
+    A series without a maximum of its autocorrelation above zero has no period. A window whose rate is NaN has no
+    feature in hertz or seconds.
 
     Parameters
     ----------
     values : array of shape (n_windows, n_channels, n_samples), missing readings NaN
-    samples_per_s : how many samples a second holds
+    samples_per_s : how many samples a second holds, one for all or one for each window (``Windows.samples_per_s``)
 
     Returns
     -------
@@ -61,20 +62,29 @@ def spectral(values: FloatArray, samples_per_s: float) -> npt.NDArray[np.float64
     """
     if values.ndim != 3:
         raise ValueError(f"values have {values.ndim} dimensions; give (n_windows, n_channels, n_samples)")
-    if not 0 < samples_per_s < math.inf:
-        raise ValueError(f"samples_per_s is {samples_per_s}; give a rate above 0 (the challenge uses 9)")
     n_windows, n_channels, n_samples = values.shape
+    rates = np.asarray(samples_per_s, dtype=np.float64)
+    if rates.shape not in ((), (n_windows,)):
+        raise ValueError(
+            f"samples_per_s has shape {rates.shape}; give one number, or one for each of {n_windows} windows"
+        )
+    if (wrong := rates[(rates <= 0) | np.isinf(rates)]).size or (rates.shape == () and np.isnan(rates)):
+        found = wrong.flat[0] if wrong.size else rates
+        raise ValueError(f"samples_per_s is {found}; give a rate above 0 (the challenge uses 9)")
+    rates = np.broadcast_to(rates, n_windows)
     out = np.full((n_windows, n_channels, len(FEATURES)), np.nan)
     if n_samples >= 4:
         for start in range(0, n_windows, _WINDOWS_AT_ONCE):
             part = slice(start, start + _WINDOWS_AT_ONCE)
-            out[part] = _of_windows(values[part].astype(np.float64), samples_per_s)
+            with np.errstate(all="ignore"):  # NaN is an answer here
+                out[part] = _of_windows(values[part].astype(np.float64), rates[part, None])
     return out.reshape(n_windows, n_channels * len(FEATURES))
 
 
-def _of_windows(values: npt.NDArray[np.float64], samples_per_s: float) -> npt.NDArray[np.float64]:
+def _of_windows(values: npt.NDArray[np.float64], samples_per_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     n_samples = values.shape[2]
     offset = values - values[:, :, :1]  # a constant of any level has exactly no power
+    offset /= np.abs(offset).max(axis=2, keepdims=True)  # nor is any too large or too small to be squared
     offset -= offset.mean(axis=2, keepdims=True)
     offset[(values == values[:, :, :1]).all(axis=2)] = np.nan
     # Padded with zeros, so that the end of the series is not correlated with its start.
@@ -86,13 +96,14 @@ def _of_windows(values: npt.NDArray[np.float64], samples_per_s: float) -> npt.ND
 
     share = power[:, :, 2::2]  # the frequencies of the series itself, without the constant
     share = share / share.sum(axis=2, keepdims=True)
-    frequency_hz = np.arange(1, share.shape[2] + 1) * (samples_per_s / n_samples)
+    cycles = np.arange(1, share.shape[2] + 1)
+    hz = samples_per_s / n_samples
     peak = np.where(np.isnan(share[:, :, 0]), 0, share.argmax(axis=2))
     known = np.where(np.isnan(share[:, :, 0]), np.nan, 1.0)
     columns = [
-        share @ frequency_hz,
+        (share @ cycles) * hz,
         -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=2) / math.log(max(share.shape[2], 2)),
-        frequency_hz[peak] * known,
+        cycles[peak] * known * hz,
         share.max(axis=2),
         *(_octave_share(share, octave) for octave in range(1, _N_OCTAVES + 1)),
         *(correlation[:, :, lag] if lag < n_samples else np.full(known.shape, np.nan) for lag in _LAGS),
@@ -111,7 +122,7 @@ def _octave_share(share: npt.NDArray[np.float64], octave: int) -> npt.NDArray[np
 
 
 def _period(
-    correlation: npt.NDArray[np.float64], samples_per_s: float
+    correlation: npt.NDArray[np.float64], samples_per_s: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The lag of a maximum of the autocorrelation, and how high it is; NaN where there is none.
 

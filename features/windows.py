@@ -48,6 +48,13 @@ _SHORT_SCHEMA = pl.Schema(
         "reason": pl.String(),
     }
 )
+_REFUSED_SCHEMA = pl.Schema(
+    {
+        **{name: GPU_SAMPLES.columns[name] for name in SERIES_KEY},
+        "start": TIME,
+        "reason": pl.String(),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +110,19 @@ class Windows:
     """Windows, the table that says whose they are, and the series that gave none.
 
     ``values`` has shape (n_windows, n_channels, n_samples), float32, missing readings NaN; its rows follow ``table``
-    (window_id, job_id, node, gpu_index, start). ``short`` has one row for each series without a window: its duration,
-    its samples, and why (``no_job``, ``shorter_than_window``, ``too_few_samples``, ``gap``).
+    (window_id, job_id, node, gpu_index, start). ``samples_per_s`` is how fast the samples of each window were read,
+    NaN where it holds one only: above the rate asked for where a window is full before its seconds are over. ``short``
+    has one row for each series without a window: its duration, its samples, and why (``no_job``,
+    ``shorter_than_window``, ``too_few_samples``, ``gap``). ``refused`` has one row for each place where a window of a
+    long enough series was refused (job_id, node, gpu_index, start, reason), whether others of that series stand or not.
     """
 
     values: npt.NDArray[np.float32]
     channels: tuple[str, ...]
     table: pl.DataFrame
+    samples_per_s: npt.NDArray[np.float64]
     short: pl.DataFrame
+    refused: pl.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,15 @@ class _Cut:
     start_us: int
     begin: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A place where a series has no window, and why."""
+
+    series: int
+    start_us: int
+    reason: str
 
 
 def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str] = CHALLENGE_CHANNELS) -> Windows:
@@ -134,6 +155,7 @@ def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str]
     time_us = ordered["time"].to_physical().to_numpy()
     window_us = round(spec.seconds * US_PER_S)
     kept: list[_Cut] = []
+    refused: list[_Refusal] = []
     reasons: dict[int, str] = {}
     for index, (job_id, node, gpu_index, first, count) in enumerate(series.iter_rows()):
         times = time_us[first : first + count]
@@ -143,21 +165,24 @@ def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str]
         if times[-1] - times[0] < window_us:
             reasons[index] = "shorter_than_window"
             continue
-        refused = ""
-        found = len(kept)
+        before = len(kept), len(refused)
         for offset_us in _offsets_us(spec, int(times[-1] - times[0]), f"{job_id}/{node}/{gpu_index}"):
             start_us = int(times[0]) + offset_us
             begin, end = np.searchsorted(times, [start_us, start_us + window_us])
-            why = _refusal(spec, times, start_us, int(begin), int(end))
-            refused = refused or why
-            if not why:
+            why = _reason(spec, times, start_us, int(begin), int(end))
+            if why:
+                refused.append(_Refusal(index, start_us, why))
+            else:
                 kept.append(_Cut(index, start_us, first + int(begin), first + int(end)))
-        if found == len(kept):
-            reasons[index] = refused
-    values = (
-        _even_values(ordered, kept, spec, channels) if spec.even else _values(ordered, kept, spec.n_samples, channels)
+        if before[0] == len(kept):
+            reasons[index] = refused[before[1]].reason
+    if spec.even:
+        values, rate = _even_values(ordered, kept, spec, channels), np.full(len(kept), spec.samples_per_s)
+    else:
+        values, rate = _values(ordered, kept, spec.n_samples, channels), _rates(time_us, kept, spec.n_samples)
+    return _assemble(
+        values, rate, channels, series=series, kept=kept, refused=refused, reasons=reasons, time_us=time_us
     )
-    return _assemble(values, channels, series=series, kept=kept, reasons=reasons, time_us=time_us)
 
 
 def window_starts_us(spec: WindowSpec, key: tuple[int, str, int], first_us: int, last_us: int) -> npt.NDArray[np.int64]:
@@ -186,8 +211,8 @@ def cut_series(
     starts_us: npt.NDArray[np.int64],
     spec: WindowSpec,
     channels: Sequence[str] = CHALLENGE_CHANNELS,
-) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Cut one series at given starts; return the windows, and of each start why it gave none ('' where it did).
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], list[str]]:
+    """Cut one series at given starts: the windows, how fast each was read, and why a start gave none ('' if it did).
 
     Parameters
     ----------
@@ -195,7 +220,7 @@ def cut_series(
 
     Returns
     -------
-    array of shape (n_kept, n_channels, n_samples), and a list of len(starts_us)
+    array of shape (n_kept, n_channels, n_samples); samples a second, shape (n_kept,); a list of len(starts_us)
     """
     if spec.even:
         raise ValueError("an even grid needs the samples beside a window too; use cut_windows for it")
@@ -203,7 +228,7 @@ def cut_series(
     window_us = round(spec.seconds * US_PER_S)
     begins, ends = np.searchsorted(times, starts_us), np.searchsorted(times, starts_us + window_us)
     reasons = [
-        _refusal(spec, times, int(start), int(begin), int(end))
+        _reason(spec, times, int(start), int(begin), int(end))
         for start, begin, end in zip(starts_us, begins, ends, strict=True)
     ]
     kept = [
@@ -211,7 +236,8 @@ def cut_series(
         for start, begin, end, why in zip(starts_us, begins, ends, reasons, strict=True)
         if not why
     ]
-    return _values(samples, kept, spec.n_samples, channels), reasons
+    rates = _rates(times, kept, spec.n_samples)
+    return _values(samples, kept, spec.n_samples, channels), rates, reasons
 
 
 def cut_challenge(
@@ -246,6 +272,7 @@ def cut_challenge(
         begin_us, end_us = spans.get(key, (int(time_us[first]), int(time_us[last])))
         spans[key] = (min(begin_us, int(time_us[first])), max(end_us, int(time_us[last])))
     kept: list[_Cut] = []
+    refused: list[_Refusal] = []
     reasons: dict[int, str] = {}
     for index, (job_id, node, _, first, count) in enumerate(series.iter_rows()):
         begin_us, end_us = spans[job_id, node]
@@ -256,11 +283,14 @@ def cut_challenge(
         begin, end = np.searchsorted(time_us[first : first + count], [start_us, start_us + window_us])
         if end - begin < spec.n_samples:
             reasons[index] = "too_few_samples"
+            refused.append(_Refusal(index, start_us, "too_few_samples"))
         else:
             kept.append(_Cut(index, start_us, first + int(begin), first + int(end)))
     shortest = min((cut.end - cut.begin for cut in kept), default=spec.n_samples)
-    values = _values(ordered, kept, shortest, channels)
-    return _assemble(values, channels, series=series, kept=kept, reasons=reasons, time_us=time_us)
+    values, rate = _values(ordered, kept, shortest, channels), _rates(time_us, kept, shortest)
+    return _assemble(
+        values, rate, channels, series=series, kept=kept, refused=refused, reasons=reasons, time_us=time_us
+    )
 
 
 def _order(samples: pl.DataFrame, channels: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -268,6 +298,11 @@ def _order(samples: pl.DataFrame, channels: Sequence[str]) -> tuple[pl.DataFrame
     missing = [name for name in (*SERIES_KEY, "time", *channels) if name not in samples.columns]
     if missing:
         raise ValueError(f"samples have no column {', '.join(missing)}; read the series with these columns")
+    untimed = samples["time"].null_count()
+    if untimed:
+        raise ValueError(
+            f"{untimed} of {samples.height} samples have no time; leave them out, or ask where they are from"
+        )
     ordered = samples.select(*SERIES_KEY, "time", *channels).sort(*SERIES_KEY, "time", maintain_order=True)
     series = (
         ordered.with_row_index("row")
@@ -290,7 +325,7 @@ def _offsets_us(spec: WindowSpec, run_us: int, key: str) -> Iterator[int]:
         yield room_us // 2 if spec.place == "middle" else 0
 
 
-def _refusal(spec: WindowSpec, times: npt.NDArray[np.int64], start_us: int, begin: int, end: int) -> str:
+def _reason(spec: WindowSpec, times: npt.NDArray[np.int64], start_us: int, begin: int, end: int) -> str:
     """Why the readings from ``begin`` to ``end`` are no window; an empty string where they are one."""
     if end - begin < (1 if spec.even else spec.n_samples):
         return "too_few_samples"
@@ -340,12 +375,21 @@ def _even_values(
     return values
 
 
+def _rates(time_us: npt.NDArray[np.int64], kept: Sequence[_Cut], n_samples: int) -> npt.NDArray[np.float64]:
+    """Samples a second from each window's first to its last; NaN where that is one instant."""
+    begin = np.array([cut.begin for cut in kept], dtype=np.int64)
+    span_us = time_us[begin + n_samples - 1] - time_us[begin]
+    return np.where(span_us > 0, (n_samples - 1) * US_PER_S / np.maximum(span_us, 1), np.nan)
+
+
 def _assemble(
     values: npt.NDArray[np.float32],
+    samples_per_s: npt.NDArray[np.float64],
     channels: Sequence[str],
     *,
     series: pl.DataFrame,
     kept: Sequence[_Cut],
+    refused: Sequence[_Refusal],
     reasons: dict[int, str],
     time_us: npt.NDArray[np.int64],
 ) -> Windows:
@@ -368,4 +412,15 @@ def _assemble(
         "samples",
         pl.Series("reason", list(reasons.values()), dtype=pl.String),
     ).cast(_SHORT_SCHEMA)
-    return Windows(values=values, channels=tuple(channels), table=table, short=short)
+    places = (
+        series[[place.series for place in refused]]
+        .select(
+            *SERIES_KEY,
+            pl.Series("start", [place.start_us for place in refused], dtype=pl.Int64).cast(TIME),
+            pl.Series("reason", [place.reason for place in refused], dtype=pl.String),
+        )
+        .cast(_REFUSED_SCHEMA)
+    )
+    return Windows(
+        values=values, channels=tuple(channels), table=table, samples_per_s=samples_per_s, short=short, refused=places
+    )

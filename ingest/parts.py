@@ -66,7 +66,6 @@ class PartWriter:
         self._schema = _writer_schema(table)
         self._stretches = stretches
         delta = table.delta if stretches else ()
-        bare = {*table.delta, *table.plain}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb")
         self._writer = self._open_writer(delta)
@@ -82,6 +81,7 @@ class PartWriter:
                 delta=delta,
                 with_range=table.key,
             )
+        bare = {*table.delta, *table.plain}
         return pq.ParquetWriter(
             self._file,
             self._schema,

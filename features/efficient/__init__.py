@@ -6,6 +6,6 @@ whose values cannot or do not always agree with it, and why.
 """
 
 from features.efficient.extraction import CALCULATORS, efficient, efficient_names
-from features.efficient.kernel import compilation_told
+from features.kernel import compilation_told
 
 __all__ = ["CALCULATORS", "compilation_told", "efficient", "efficient_names"]

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from features.efficient.kernel import kernel, loose_kernel
 from features.efficient.series import Values
+from features.kernel import kernel, loose_kernel
 
 _BLOCK = 128
 

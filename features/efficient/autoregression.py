@@ -8,8 +8,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from features.efficient.arithmetic import mean_of, pairwise_sum, product_sum
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
+from features.kernel import kernel
 
 _ORDER = 10
 _LEAST_PIVOT = 1e-8

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.efficient.arithmetic import mean_of, present_count, quantile_of, variance_of
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values, plain
+from features.kernel import kernel
 
 _LAGS = (1, 2, 3)
 _EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

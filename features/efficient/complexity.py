@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.efficient.arithmetic import sorts_before
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
+from features.kernel import kernel
 
 _LEMPEL_ZIV_BINS = (2, 3, 5, 10, 100)
 _DIMENSIONS = (3, 4, 5, 6, 7)

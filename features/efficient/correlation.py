@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from features.efficient.arithmetic import pairwise_sum, product_sum
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
+from features.kernel import kernel
 
 _N_LAGS = 10
 _MAX_LAG = 40

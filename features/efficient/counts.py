@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values, plain
+from features.kernel import kernel
 
 _PEAK_SUPPORTS = (1, 3, 5, 10, 50)
 _RANGES = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from features.efficient.arithmetic import present_count, quantile_of
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
+from features.kernel import kernel
 
 _N_BINS = 30
 _DEGREE = 3

@@ -48,7 +48,9 @@ CALCULATORS: dict[str, Calculator] = {
 """tsfresh's calculators by name. A new one is a line in the table of its family."""
 
 
-def efficient_names(channels: Sequence[str], *, timewise: bool = False) -> list[str]:
+def efficient_names(
+    channels: Sequence[str], *, timewise: bool = False, calculators: Sequence[str] | None = None
+) -> list[str]:
     """Return the names of the columns of ``efficient``, for these channels; ``timewise`` where times are given.
 
     Examples
@@ -56,12 +58,16 @@ def efficient_names(channels: Sequence[str], *, timewise: bool = False) -> list[
     >>> efficient_names(["power_w"])[0], len(efficient_names(["power_w"]))
     ('power_w__variance_larger_than_standard_deviation', 777)
     """
-    ends = ["__".join(filter(None, (name, end))) for name, one in _used(timewise) for end in one.parameters]
+    ends = [
+        "__".join(filter(None, (name, end))) for name, one in _used(timewise, calculators) for end in one.parameters
+    ]
     return [f"{channel}__{end}" for channel in channels for end in ends]
 
 
 def efficient(
-    values: npt.NDArray[np.floating], time_s: npt.NDArray[np.floating] | None = None
+    values: npt.NDArray[np.floating],
+    time_s: npt.NDArray[np.floating] | None = None,
+    calculators: Sequence[str] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Every feature of tsfresh's efficient set, of each channel of each window.
 
@@ -73,6 +79,7 @@ def efficient(
     values : array of shape (n_windows, n_channels, n_samples), missing readings NaN
     time_s : seconds of each sample, of shape (n_windows, n_samples); with it come five more columns a channel, the
         linear trend over time, as tsfresh gives them to series with an index of times
+    calculators : tsfresh's names of those that are wanted, in whatever order; all unless given
 
     Returns
     -------
@@ -83,8 +90,8 @@ def efficient(
     n_windows, n_channels, n_samples = values.shape
     if time_s is not None and time_s.shape != (n_windows, n_samples):
         raise ValueError(f"time_s has shape {time_s.shape}; give {(n_windows, n_samples)}, as the windows have it")
-    calculators = [one for _, one in _used(time_s is not None)]
-    n_features = sum(len(one.parameters) for one in calculators)
+    used = [one for _, one in _used(time_s is not None, calculators)]
+    n_features = sum(len(one.parameters) for one in used)
     out = np.full((n_windows * n_channels, n_features), np.nan)
     if n_samples:
         rows = values.reshape(-1, n_samples)
@@ -94,12 +101,19 @@ def efficient(
             series = np.ascontiguousarray(rows[part], dtype=np.float64)
             window = np.arange(start, start + len(series)) // n_channels
             batch = SeriesBatch(series, None if time_h is None else np.ascontiguousarray(time_h[window]))
-            _fill(out[part], batch, calculators)
+            _fill(out[part], batch, used)
     return out.reshape(n_windows, n_channels * n_features)
 
 
-def _used(timewise: bool) -> list[tuple[str, Calculator]]:
-    return [(name, one) for name, one in CALCULATORS.items() if timewise or not one.needs_time]
+def _used(timewise: bool, wanted: Sequence[str] | None) -> list[tuple[str, Calculator]]:
+    unknown = sorted(set(wanted or ()) - set(CALCULATORS))
+    if unknown:
+        raise ValueError(f"no calculator is called {', '.join(unknown)}; choose among {', '.join(CALCULATORS)}")
+    return [
+        (name, one)
+        for name, one in CALCULATORS.items()
+        if (timewise or not one.needs_time) and (wanted is None or name in wanted)
+    ]
 
 
 def _fill(out: Values, batch: SeriesBatch, calculators: Sequence[Calculator]) -> None:

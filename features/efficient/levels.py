@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.efficient.arithmetic import quantile_of
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values, plain
+from features.kernel import kernel
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
 _SYMMETRY = tuple(i * 0.05 for i in range(20))

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.efficient.arithmetic import pairwise_sum
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values, plain
+from features.kernel import kernel
 
 _HISTOGRAM_BINS = 10
 _DIGITS = np.arange(1, 10)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scipy.special import stdtr
 
 from features.efficient.arithmetic import mean_of, variance_of
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
+from features.kernel import kernel
 
 _ATTRIBUTES = ("pvalue", "rvalue", "intercept", "slope", "stderr")
 _CHUNK_ATTRIBUTES = ("rvalue", "intercept", "slope", "stderr")

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.efficient.arithmetic import sorts_before
-from features.efficient.kernel import kernel
 from features.efficient.series import Calculator, SeriesBatch, Values
+from features.kernel import kernel
 
 _WIDTHS = (2, 5, 10, 20)
 _N_COEFFICIENTS = 15

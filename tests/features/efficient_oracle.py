@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 
+import features.efficient
 from features.efficient import efficient, efficient_names
 
 
@@ -55,14 +59,37 @@ def _times(count: int) -> pd.DatetimeIndex:
 
 def disagreements(series: np.ndarray, time_s: np.ndarray | None = None, only: Sequence[str] | None = None) -> list[str]:
     """Return each column of one series on which jobwatt and tsfresh differ by more than 1e-6, and than rounding."""
+    return [
+        f"{name}: {ours} here, {theirs} in tsfresh"
+        for name, ours, theirs in differing_columns(series, time_s, only)
+        if not abs(ours - theirs) <= rounding(name, series)
+    ]
+
+
+def differing_columns(
+    series: np.ndarray, time_s: np.ndarray | None = None, only: Sequence[str] | None = None
+) -> list[tuple[str, float, float]]:
+    """Return each column of one series on which jobwatt and tsfresh differ by more than 1e-6, with both values."""
     timed = time_s is not None
     names = [name.removeprefix("x__") for name in efficient_names(["x"], timewise=timed)]
     ours = dict(zip(names, efficient(series[None, None], time_s[None] if timed else None)[0], strict=True))
     return [
-        f"{name}: {ours[name]} here, {theirs} in tsfresh"
+        (name, ours[name], theirs)
         for name, theirs in tsfresh_features(series, only, time_s).items()
-        if not agrees(ours[name], theirs) and not abs(ours[name] - theirs) <= rounding(name, series)
+        if not agrees(ours[name], theirs)
     ]
+
+
+def documented_columns() -> list[str]:
+    """Return the columns of the list of differences, as patterns in which * stands for any value of a parameter."""
+    listed = Path(features.efficient.__file__).with_name("differences.md").read_text("utf-8")
+    rows = [line.split(" | ")[0] for line in listed.splitlines() if line.startswith("| `")]
+    return [pattern for row in rows for pattern in re.findall("`([^`]+)`", row)]
+
+
+def documented(column: str) -> bool:
+    """Whether the list of differences has this column, given without its channel."""
+    return any(fnmatchcase(column, pattern) for pattern in documented_columns())
 
 
 def agrees(ours: float, theirs: float) -> bool:
@@ -84,8 +111,8 @@ def rounding(name: str, series: np.ndarray) -> float:
         case "spkt_welch_density":
             return min(1e-25 * level**2, 1e300)
         case "linear_trend" | "linear_trend_timewise" | "agg_linear_trend":
-            if "rvalue" in end:
-                return 1e-14
+            if "value" in end:
+                return 1e-14 if "rvalue" in end else 0.0
             hours = 3.6e5 if "timewise" in calculator else 1.0
             return (1e-7 if "stderr" in end else 1e-14) * min(level * max(level, 1.0), 1e300) * hours / len(series)
     return 0.0

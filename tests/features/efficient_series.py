@@ -44,6 +44,10 @@ def adversarial_series() -> dict[str, np.ndarray]:
         "negative": -rng.integers(1, 9, 150),
         "both signs": rng.integers(-2, 3, 150),
         "long": rng.normal(size=700),
+        "huge spike": _with(noise, {70: 1e12}),
+        "negative zero": np.where(np.arange(100) % 3 == 0, -0.0, 0.0),
+        "high integers": 143_000 + rng.integers(0, 3, 150),
+        "first missing": _with(noise, dict.fromkeys(range(3), np.nan)),
         "one missing": _with(noise, {40: np.nan}),
         "missing among ties": _with(rng.integers(0, 4, 150), dict.fromkeys((0, 40, 41, 149), np.nan)),
         "all missing": np.full(60, np.nan),
@@ -68,6 +72,7 @@ ILL_POSED = {
     "augmented_dickey_fuller": {"ramp", "alternating", "high", "sine", "one other value", "period of five"}
     | {"almost constant"},
     "number_cwt_peaks": {"mirror", "alternating", "period of five", "spike", "ramp", "sine", "constant 72.34", "step"},
+    "fft_aggregated": {"huge spike"},
     "fourier_entropy": {"constant 72.34", "constant -0.1"},
     "friedrich_coefficients": {"ramp"},
     "max_langevin_fixed_point": {"ramp"},

@@ -11,7 +11,7 @@ import pytest
 
 from features.efficient import compilation_told, efficient, efficient_names
 from features.efficient.arithmetic import pairwise_sum, quantile_of
-from features.efficient.kernel import drop_stale_code, kernel
+from features.kernel import drop_stale_code, kernel
 
 
 def values_of(series: list[float], *names: str) -> list[float]:
@@ -58,6 +58,19 @@ def test_times_add_the_trend_over_hours():
     found = dict(zip(names, efficient(values, np.array([[7.0, 8.0, 9.0]]))[0], strict=True))
     assert found['x__linear_trend_timewise__attr_"slope"'] == pytest.approx(2 * 3600)
     assert len(names) == 782
+
+
+def test_some_calculators_alone_give_the_columns_that_they_have_among_all():
+    values = np.random.default_rng(6).normal(size=(2, 2, 40))
+    some = ["number_peaks", "mean"]
+    names, every = efficient_names(["a", "b"], calculators=some), efficient_names(["a", "b"])
+    assert names[0] == "a__mean"
+    assert len(names) == 2 * (1 + 5)
+    np.testing.assert_array_equal(
+        efficient(values, calculators=some), efficient(values)[:, [every.index(n) for n in names]]
+    )
+    with pytest.raises(ValueError, match="no calculator is called meen; choose among variance_larger"):
+        efficient(values, calculators=["meen"])
 
 
 def test_an_absent_channel_is_null_and_not_zero_where_a_value_is_asked_for():

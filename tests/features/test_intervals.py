@@ -31,9 +31,38 @@ def test_every_interval_is_within_the_series_and_halves_add_up():
     for n in (1, 2, 3, 7, 64, 180, 271, 540):
         found = dyadic_intervals(n)
         assert all(0 <= start < end <= n for start, end in found)
-        assert len(set(found)) == len(found) or n < 64
+        assert len(set(found)) == len(found)
         if n >= 64:
             assert len(found) == sum(2**level + 2**level - 1 for level in range(1, 6)) + 1
+
+
+def test_an_uneven_half_is_rounded_up_and_an_interval_that_is_there_is_not_repeated():
+    nine = dyadic_intervals(9)
+    assert nine[:4] == [(0, 9), (0, 4), (4, 9), (3, 7)]  # 9 / 4 up is 3
+    assert nine[4:9] == [(0, 2), (2, 4), (4, 6), (6, 9), (6, 8)]  # 9 / 8 up is 2: the first two moved are there already
+    assert (5, 13) in dyadic_intervals(271)  # 271 / 64 up is 5
+    assert (4, 12) not in dyadic_intervals(271)
+
+
+def test_they_agree_with_a_plain_reading_of_the_paper_in_every_column():
+    values = np.random.default_rng(4).integers(0, 9, (2, 1, 67)).astype(np.float32)
+    values[1] += 140_000
+    got = intervals(values)
+    for window, found in zip(values[:, 0].astype(np.float64), got, strict=True):
+        np.testing.assert_allclose(found, quant(window), rtol=1e-5, atol=1e-5 * np.abs(window).max())
+
+
+def quant(series: np.ndarray) -> list[float]:
+    """QUANT by the letter, one series in double precision."""
+    change = np.convolve(np.pad(np.diff(series), 2, mode="edge"), np.full(5, 0.2), mode="valid")
+    found: list[float] = []
+    for shown in (series, change, np.diff(series, n=2), np.abs(np.fft.rfft(series))):
+        for start, end in dyadic_intervals(len(shown)):
+            count = 1 + (end - start - 1) // 4
+            quantiles = np.quantile(shown[start:end], np.linspace(0, 1, count) if count > 1 else [0.5])
+            quantiles[1::2] -= shown[start:end].mean()
+            found += quantiles.tolist()
+    return found
 
 
 def test_they_agree_with_numpy_s_quantiles():

@@ -60,6 +60,33 @@ def test_a_missing_reading_spoils_its_own_channel_only():
     assert len(spectral_names("abc")) == got.shape[1] * got.shape[2]
 
 
+def test_a_window_read_at_another_rate_has_its_own_seconds():
+    wave = np.sin(np.arange(300) / 5)
+    same = spectral(np.stack([wave, wave, wave])[:, None], np.array([10.0, 5.0, np.nan]))
+    place = {name: index for index, name in enumerate(FEATURES)}
+    assert same[1, place["period_s"]] == pytest.approx(2 * same[0, place["period_s"]])
+    assert same[0, place["period_s"]] == pytest.approx(np.pi, rel=0.01)  # 10 pi samples, ten a second
+    assert same[1, place["spectrum_peak_hz"]] == pytest.approx(same[0, place["spectrum_peak_hz"]] / 2)
+    assert np.isnan(same[2, [place["period_s"], place["spectrum_centroid_hz"]]]).all()
+    assert same[2, place["period_strength"]] == same[0, place["period_strength"]]
+    with pytest.raises(ValueError, match=r"samples_per_s has shape \(2,\); give one number, or one for each of 3"):
+        spectral(np.zeros((3, 1, 9)), np.ones(2))
+    with pytest.raises(ValueError, match="samples_per_s is -1"):
+        spectral(np.zeros((1, 1, 9)), np.array([-1.0]))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_no_series_is_too_large_or_too_small(size):
+    wave = np.sin(np.arange(200.0))
+    np.testing.assert_allclose(list(of(size * wave).values()), list(of(wave).values()), rtol=1e-6)
+
+
+def test_an_infinite_reading_has_no_spectrum():
+    wave = np.sin(np.arange(100.0))
+    wave[3] = np.inf
+    assert np.isnan(list(of(wave).values())).all()
+
+
 def test_no_windows_keep_their_shape_and_wrong_input_is_refused():
     assert spectral(np.empty((0, 2, 540)), RATE).shape == (0, 2 * len(FEATURES))
     with pytest.raises(ValueError, match="1 dimensions"):

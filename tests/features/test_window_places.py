@@ -49,6 +49,25 @@ def test_a_sliding_window_over_a_gap_is_left_out_and_the_others_stay():
     windows = cut(series([0.0, 1.0, 2.0, 6.0, 7.0, 8.0, 9.0]), 3, "slide")
     assert starts_s(windows) == [0, 6]
     assert windows.short.is_empty()
+    assert windows.refused.select("job_id", "reason").rows() == [(1, "too_few_samples")]
+    assert windows.refused["start"].to_list() == [START + timedelta(seconds=3)]
+
+
+def test_a_window_knows_how_fast_its_samples_were_read():
+    tenth = [s / 10 for s in range(71)]
+    fast = cut_windows(series(tenth), WindowSpec(6, "start", samples_per_s=9.0), channels=["power_w"])
+    assert fast.values.shape == (1, 1, 54)
+    assert fast.samples_per_s == pytest.approx([10.0])  # ten a second, though nine were asked for
+    even = WindowSpec(6, "start", samples_per_s=9.0, even=True, max_gap_s=1.0)
+    assert cut_windows(series(tenth), even, channels=["power_w"]).samples_per_s.tolist() == [9.0]
+    assert np.isnan(cut(series([0.0, 1.0]), 1).samples_per_s).all()  # one sample
+    assert cut_challenge(series(tenth), "start", ["power_w"], seconds=6).samples_per_s == pytest.approx([10.0])
+
+
+def test_readings_of_one_instant_stand_side_by_side_and_no_even_grid_divides_by_their_distance():
+    twice = series([0.0, 1.0, 1.0, 2.0, 3.0])
+    assert cut(twice, 3).values[0, 0].tolist() == [0, 1, 2]
+    assert cut(twice, 3, even=True, max_gap_s=1.0).values[0, 0].tolist() == [0, 2, 3]
 
 
 def test_a_random_window_depends_on_seed_and_series_and_not_on_its_company():

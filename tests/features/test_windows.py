@@ -140,6 +140,17 @@ def test_a_wrong_specification_is_refused_by_name(arguments: dict[str, object], 
         WindowSpec(**arguments)  # type: ignore[arg-type]
 
 
+def test_samples_without_a_time_are_refused_with_their_number():
+    untimed = series([0.0, 1.0, 2.0]).with_columns(time=pl.lit(None, pl.Datetime("us", "UTC")))
+    with pytest.raises(ValueError, match="3 of 3 samples have no time"):
+        cut(untimed, seconds=2)
+
+
+def test_a_channel_without_a_reading_is_missing_and_not_zero():
+    absent = series([0.0, 1.0, 2.0]).with_columns(power_w=pl.lit(None))
+    assert np.isnan(cut(absent, seconds=2).values).all()
+
+
 def test_a_missing_channel_is_named():
     with pytest.raises(ValueError, match="no column gpu_temp_c, memory_temp_c"):
         cut_windows(series([0.0]), WindowSpec(1), channels=["power_w", "gpu_temp_c", "memory_temp_c"])

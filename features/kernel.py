@@ -1,4 +1,4 @@
-"""How the loops of this feature set are compiled: when first called, once for a machine, and not in silence."""
+"""How the loops of feature sets are compiled: when first called, once for a machine, and not in silence."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
 
 
 def drop_stale_code(folder: Path) -> None:
-    """Remove compiled kernels that are older than any source beside them.
+    """Remove compiled kernels that are older than any source beside or below them.
 
     numba looks at a kernel's own file only: one that calls a kernel of another file would keep that one's old code.
     """
-    newest_s = max((source.stat().st_mtime for source in folder.glob("*.py")), default=0.0)
-    for index in folder.glob("__pycache__/*.nbi"):
+    newest_s = max((source.stat().st_mtime for source in folder.rglob("*.py")), default=0.0)
+    for index in folder.rglob("__pycache__/*.nbi"):
         with suppress(OSError):  # gone already, or not ours to remove
             if index.stat().st_mtime <= newest_s:
                 index.unlink()
@@ -65,7 +65,7 @@ class _Compilations(event.Listener):  # type: ignore[misc]  # numba has no types
     def on_start(self, event: Any) -> None:  # noqa: ARG002  # numba's signature
         if not self._told and threading.get_ident() == self._thread:
             self._told = True
-            self._tell("compiling the kernels of the feature set `efficient`: about a minute, once on this machine")
+            self._tell("compiling the kernels of the feature sets: up to a minute, once on this machine")
 
     def on_end(self, event: Any) -> None:
         """Nothing is told."""
