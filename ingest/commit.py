@@ -74,7 +74,7 @@ def commit(spec: CommitSpec) -> CommitResult:
     records = refusals.settle(_settle(spec.records, rewritten))
     renewed = changed | gone | set(lost)
     assembly.add_samples(plan)
-    assembly.add_minutes(plan, live, fresh, past)
+    assembly.add_minutes(plan, fresh, past)
     assembly.add_quarantine(renewed, refusals)
     forgotten = find_forgettable(spec.forget, live)
     index = forget(pl.concat([assembly.index(live, fresh, plan), past]), forgotten)

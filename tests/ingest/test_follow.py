@@ -91,6 +91,23 @@ def test_snapshots_stay_and_are_taken_when_they_change(spool):
     assert times(lake_of(spool)) == [0, 15]
 
 
+def test_the_minutes_of_other_hours_stay_when_a_snapshot_grows(spool):
+    """A file goes, others of its series stay: the minutes of those, and those that they share with it, are kept."""
+    one = follower(spool)
+    earlier, later = (f"gpu/prometheus-dcgm-2026112{hour}Z.csv" for hour in ("4T23", "5T00"))
+    write_named(spool, earlier, [gpu_cells(0, 7), gpu_cells(15, 7), gpu_cells(60, 7)])
+    write_named(spool, later, [gpu_cells(75, 7), gpu_cells(200, 7)])
+    one.round()
+    write_named(spool, later, [gpu_cells(75, 7), gpu_cells(200, 7), gpu_cells(210, 7)])
+    assert one.round().problem == ""
+    fresh = spool.parent / "anew"
+    ingest_once(str(spool), fresh, runner=SerialRunner())
+    assert times(lake_of(spool)) == [0, 15, 60, 75, 200, 210]
+    minutes = [in_order(lake.scan("gpu_minutes").collect()) for lake in (lake_of(spool), Lake(fresh))]
+    assert minutes[1]["n"].sum() == 6
+    assert_frame_equal(minutes[0], minutes[1])
+
+
 def test_the_lag_is_that_of_the_newest_sample_and_becomes_an_event(spool):
     clock = Clock(42)
     one = follower(spool, clock)
