@@ -20,6 +20,7 @@ from ingest.forgetting import find_forgettable, forget
 from ingest.head import LakePart
 from ingest.manifest import NO_PART, read_inputs, read_pieces
 from ingest.parts import read_part, write_frame
+from ingest.precedence import give_way
 from ingest.reconcile import Plan, companions, has_any, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Held, RewriteResult, RewriteSpec
 from ingest.refusals import compare
@@ -49,6 +50,8 @@ def commit(spec: CommitSpec) -> CommitResult:
     if lost_jobs := find_lost_jobs(spec, live, fresh):
         return CommitResult(held=lost_jobs)
     spec, fresh = without_known_rows(spec, live, fresh)
+    yielded = give_way(spec, inputs, live, fresh)
+    spec, fresh = yielded.spec, yielded.fresh
     scanned = {known: name for name, known in succession.names.items()}
     assembly = Assembly(spec, spec.rewritten or (), succession.names)
     gone = succession.succeeded
@@ -66,7 +69,7 @@ def commit(spec: CommitSpec) -> CommitResult:
         return CommitResult(spec.head.generation, records=records, tables=rows, reasons=refusals.settled_reasons())
     goes = {r.name for r in spec.records if r.status == "replaced"} | gone | set(lost)
     past = past.filter(~has_any(past, goes))
-    plan = reconcile(live, fresh, goes, _appending(spec.records, inputs))
+    plan = reconcile(live, fresh, goes | yielded.renewed.keys(), _appending(spec.records, inputs))
     if plan.rewrites and spec.rewritten is None:
         return CommitResult(rewrites=_rewrite_specs(plan, spec))
     rewritten = spec.rewritten or ()
@@ -81,8 +84,10 @@ def commit(spec: CommitSpec) -> CommitResult:
     counts = _counts(spec, rewritten)
     counts.update(refusals.counts())
     counts.update({(name, None, "extended_lost", ""): rows for name, rows in lost.items()})
+    counts.update(yielded.counts)
     new_quality = assembly.add_derived(index, counts, renewed, refusals)
-    head = assembly.publish(records, index, pieces, gone | set(lost) | forgotten)
+    known = (*records, *yielded.renewed.values())
+    head = assembly.publish(known, index, pieces, gone | set(lost) | forgotten)
     reasons = Counter(refusals.settled_reasons())
     for reason, n in new_quality:
         reasons[reason] += n

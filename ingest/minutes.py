@@ -1,4 +1,4 @@
-"""The minutes of series that lose a file and keep others: which are void, and what the files that stay have for them."""
+"""The minutes of series that lose a file and keep others: which are void, and what the files that stay have of them."""
 
 from __future__ import annotations
 

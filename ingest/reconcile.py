@@ -40,7 +40,8 @@ class Rewrite:
 class Plan:
     """What becomes of the parts: rewrites, parts that go without replacement, and series whose minutes are void.
 
-    ``left`` are the pieces of GPU samples that go, of series that are not merged; ``stays`` those of the lake that stay.
+    ``left`` are the pieces of GPU samples that go, of series that are not merged; ``stays`` those of the lake that do
+    not.
     """
 
     rewrites: tuple[Rewrite, ...]
