@@ -182,8 +182,8 @@ def test_names_that_were_removed_but_not_forgotten_are_forgotten_by_the_next_fol
     assert [name[-10:] for name in names] == ["000002.csv"]
 
 
-def test_a_segment_that_was_joined_with_a_snapshot_is_not_forgotten(spool):
-    """Else its rows would go with the snapshot's, when that is rewritten."""
+def test_a_removed_segment_stays_in_the_lake_when_a_snapshot_of_its_gpu_grows(spool):
+    """Were the two joined, its rows would go with the snapshot's."""
     one = follower(spool)
     write_named(spool, "gpu/prometheus-dcgm-20261124T23.csv", [gpu_cells(0, 7), gpu_cells(15, 7)])
     write_segment(spool, "gpu", 1, [gpu_cells(s, 7) for s in (5, 10)])
@@ -191,7 +191,7 @@ def test_a_segment_that_was_joined_with_a_snapshot_is_not_forgotten(spool):
     write_named(spool, "gpu/prometheus-dcgm-20261124T23.csv", [gpu_cells(s, 7) for s in (0, 15, 30)])
     write_segment(spool, "node", 2, [[NODE, START_S, "0:3|", 0.0005, 1.5, 90_000, None, None, None]])
     one.round()
-    assert times(lake_of(spool)) == [0, 5, 10, 15]
+    assert times(lake_of(spool)) == [0, 5, 10, 15, 30]
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
