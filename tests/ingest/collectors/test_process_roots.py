@@ -69,7 +69,7 @@ def test_two_ranks_are_one_job_whose_intervals_add_up_to_what_both_used(tmp_path
     rows = read_rows(tmp_path, "process")
     assert len(rows) > 5
     assert {(row["id_job"], row["Step"], row["Series"]) for row in rows} == {("7", "batch", "Task_0")}
-    told_s = [float(row["CPUTime"]) for row in rows]
+    told_s = [float(row["CPUTime"] or 0) for row in rows]
     assert min(told_s) >= 0
     assert sum(told_s) == pytest.approx(used_s, abs=0.05)
     assert float(rows[0]["RSS"]) > 1.5 * float(rows[-1]["RSS"])  # two interpreters, then one
