@@ -4,6 +4,9 @@ Every recording has a ``slurm-log.csv``. One that tells of the same jobs as a fi
 grown or changed, and takes its place; one that tells of none of them is another recording's, and stands beside it
 under a name of its own (``slurm-log.csv@h200-02``). So neither the name of an archive nor its place matters, only what
 is in it.
+
+So it is with what ``nvidia-smi`` wrote, whose logs are rotated: one of which all rows come before or after those that
+the lake has of its node's GPUs stands beside them, whatever its name and size.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ MARK: Final = "@"
 that of the node which an option told."""
 
 _ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar", ".csv.gz", ".csv.zst", ".csv")
-_NOUN: Final = {"node": "nodes", "nvidia_smi": "series"}
+_NOUN: Final = {"node": "nodes", "nvidia_smi": "series", "smi_query": "series", "smi_dmon": "series"}
 
 
 @dataclass(slots=True)
@@ -75,7 +78,7 @@ def find_succession(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, 
     search = _Search(spec, inputs, live, fresh)
     taken = [r for r in spec.records if r.is_taken]
     for record in taken:
-        if record.kind in KINDS and KINDS[record.kind].is_anonymous:
+        if record.kind in KINDS and (KINDS[record.kind].is_anonymous or KINDS[record.kind].is_of_node):
             search.add(record)
     found = search.found
     logs = [found.names.get(r.name, r.name) for r in taken if r.kind == "jobs"]
@@ -100,22 +103,35 @@ class _Search:
     def add(self, record: FileRecord) -> None:
         """Find out what one file succeeds."""
         kind, name = record.kind, record.name
+        is_log = KINDS[kind].is_of_node
         sizes = dict(self._inputs.filter(pl.col("kind") == kind).select("name", "size").sort("name").iter_rows())
         if not sizes:
             return
         now = _extent(self._fresh, [name], kind)
         shared = [known for known in sizes if _meets(_extent(self._live, [known], kind), now)]
+        is_read_otherwise = is_log and name in sizes and self._mark_of(name) != record.checksum.partition("~")[2]
+        if is_read_otherwise:
+            shared = [name]
         if not shared:
             taken = {*self._inputs["name"], *self.found.names.values()}
-            self.found.names[name] = _free_name(name.partition(MARK)[0], self._spec.source_name, taken)
+            base = name if is_log else name.partition(MARK)[0]
+            self.found.names[name] = _free_name(base, self._spec.source_name, taken)
             return
         heir = name if name in shared else shared[0]
         self.found.names[name] = heir
+        is_shorter = record.size < sizes[heir] and len(shared) == 1
         why = None if self._spec.force else self._loss(record, now, shared, sizes[heir])
+        if is_log and not self._spec.force and (is_read_otherwise or is_shorter):
+            why = ("shrunken", f"{record.size} bytes, {sizes[heir]} before") if is_shorter else None
         if why is None:
             self.found.succeeded.update(shared)
         else:
             self.found.held[heir] = Held(*why, name, heir)
+
+    def _mark_of(self, name: str) -> str:
+        """Return with which options the lake has read a file."""
+        checksum: str = self._inputs.filter(pl.col("name") == name)["checksum"].item()
+        return checksum.partition("~")[2]
 
     def _loss(self, record: FileRecord, now: pl.DataFrame, shared: list[str], size: int) -> tuple[str, str] | None:
         """Return reason code and detail where the lake would lose by this file, which tells of what ``shared`` told."""
@@ -134,7 +150,7 @@ def _extent(pieces: pl.DataFrame, names: Sequence[str], kind: str) -> pl.DataFra
     mine = pieces.filter(pl.col("input").str.split(SEPARATOR).list.set_intersection(list(names)).list.len() > 0)
     mine = mine.filter(pl.col("table") == KINDS[kind].table)
     span = (pl.col("first_time").min(), pl.col("last_time").max())
-    if kind == "nvidia_smi":
+    if KINDS[kind].table == "gpu_samples":
         return mine.group_by(SERIES_KEY).agg(span)
     key = "node" if kind == "node" else "job_id"
     columns = [key, "time"] if kind == "node" else [key]
