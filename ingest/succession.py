@@ -119,10 +119,7 @@ class _Search:
             return
         heir = name if name in shared else shared[0]
         self.found.names[name] = heir
-        is_shorter = record.size < sizes[heir] and len(shared) == 1
         why = None if self._spec.force else self._loss(record, now, shared, sizes[heir])
-        if is_log and not self._spec.force and (is_read_otherwise or is_shorter):
-            why = ("shrunken", f"{record.size} bytes, {sizes[heir]} before") if is_shorter else None
         if why is None:
             self.found.succeeded.update(shared)
         else:
@@ -136,7 +133,8 @@ class _Search:
     def _loss(self, record: FileRecord, now: pl.DataFrame, shared: list[str], size: int) -> tuple[str, str] | None:
         """Return reason code and detail where the lake would lose by this file, which tells of what ``shared`` told."""
         old = _extent(self._live, shared, record.kind)
-        if lost := _count_lost(old, now):
+        is_log = KINDS[record.kind].is_of_node  # whose rows may be joined with those of others
+        if not is_log and (lost := _count_lost(old, now)):
             noun = _NOUN.get(record.kind, "jobs")
             ways = "--force drops them, another --cluster keeps both"
             return "keys_lost", f"{lost} of {old.height} {noun} are not in it any more; {ways}"
