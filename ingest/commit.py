@@ -55,7 +55,8 @@ def commit(spec: CommitSpec) -> CommitResult:
     scanned = {known: name for name, known in succession.names.items()}
     assembly = Assembly(spec, spec.rewritten or (), succession.names)
     gone = succession.succeeded
-    found = _companions(spec.records, inputs, live, gone)
+    moved = {name for name, known in succession.names.items() if name != known}
+    found = _companions(spec.records, inputs, live, gone, moved)
     again, lost = found.again | _waiting(spec.records, fresh, assembly.rejected("no_base_sample")), found.lost
     held = [Held("companion_missing", why, scanned.get(name, name), name) for name, why in found.held.items()]
     held += succession.held.values()
@@ -147,8 +148,9 @@ class _Companions:
 
 
 def _companions(
-    records: Iterable[FileRecord], inputs: pl.DataFrame, live: pl.DataFrame, gone: Collection[str]
+    records: Iterable[FileRecord], inputs: pl.DataFrame, live: pl.DataFrame, gone: Collection[str], moved: set[str]
 ) -> _Companions:
+    """Return what is to be done; ``moved`` are names that another file has in this source than in the lake."""
     met = {r.name: r for r in records}
     changed = {*gone, *(name for name, record in met.items() if record.status == "replaced")}
     found = _Companions()
@@ -162,8 +164,9 @@ def _companions(
         away = {name for name in absent if known.get(name, ("", 0))[0] != "gpu_extended"}
         if not replaced:
             continue
+        away |= (group - replaced) & moved
         if refused or away:
-            why = f"{min(refused)} is refused" if refused else f"{min(away)} is not in this source"
+            why = f"{min(refused)} is refused" if refused else f"{min(away)} is not in this source under its name"
             found.held.update(dict.fromkeys(replaced, why))
         else:
             found.again.update(group - replaced - absent)

@@ -28,7 +28,7 @@ MARK: Final = "@"
 that of the node which an option told."""
 
 _ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar", ".csv.gz", ".csv.zst", ".csv")
-_NOUN: Final = {"node": "nodes", "nvidia_smi": "series", "smi_query": "series", "smi_dmon": "series"}
+_NOUN: Final = {"node": "nodes", "nvidia_smi": "series"}
 
 
 @dataclass(slots=True)

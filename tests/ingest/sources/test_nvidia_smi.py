@@ -399,8 +399,8 @@ def test_a_log_that_lost_its_end_is_refused_and_its_rows_stay(tmp_path, name):
     assert watts(taken) == [*range(10)]
 
 
-def test_a_log_that_was_moved_away_is_read_again_from_its_new_place(tmp_path):
-    """Its rows were joined with those of another log, which grows."""
+def test_where_a_joined_log_was_moved_away_nothing_is_read_in_its_place(tmp_path):
+    """Two logs of one GPU at one time are joined; when one grows, the other would have to be read again."""
     folder, lake = tmp_path / "in", tmp_path / "lake"
     write(tmp_path, "in/nvidia-smi-n1.csv", query_log(0, 2, 4))
     write(tmp_path, "in/dmon-n1.log", dmon_log(1, 3))
@@ -409,5 +409,7 @@ def test_a_log_that_was_moved_away_is_read_again_from_its_new_place(tmp_path):
     write(tmp_path, "in/nvidia-smi-n1.csv", query_log(10, 12))
     write(tmp_path, "in/dmon-n1.log", dmon_log(1, 3, 5))
     taken = take(folder, lake)
-    assert taken.report.files_refused == 0
-    assert watts(taken) == [0, 1, 2, 3, 4, 5, 10, 12]
+    assert taken.report.reasons["companion_missing"] >= 1
+    assert watts(taken) == [0, 1, 2, 3, 4, 10, 12]
+    write(tmp_path, "in/dmon-n1.log", dmon_log(20, 21))
+    assert watts(take(folder, lake)) == [0, 1, 2, 3, 4, 10, 12, 20, 21]
