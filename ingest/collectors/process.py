@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ingest.collectors.clock import steady_time
 from ingest.collectors.jobs import JobStep, job_cgroups, process_ids
 from ingest.collectors.spool import Spool, row
 from ingest.errors import HardwareError
@@ -198,7 +198,7 @@ class ProcessCollector:
     spool: Spool
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
-    wall: Callable[[], float] = time.time
+    wall: Callable[[], float] = steady_time
     roots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _series: dict[JobStep, _Series] = field(default_factory=dict)
     _looked_uptime_s: float = 0.0
