@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +20,8 @@ from threading import Event
 from typing import Final
 
 from ingest.collectors.sacct_command import Cells, Sacct
+from ingest.collectors.spool import FORMAT as SPOOL_FORMAT
+from ingest.collectors.spool import write_whole
 from ingest.errors import JobwattError, SourceError
 from ingest.sources.sacct_files import FORMAT
 
@@ -32,7 +33,6 @@ JOBS_A_CALL: Final = 500
 OVERLAP_S: Final = 3600.0
 """After a pause, jobs are asked for from so long before the last change on."""
 
-_SPOOL: Final = {"format": "jobwatt-spool", "version": 1}
 _ENDED: Final = frozenset(
     (
         *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
@@ -160,26 +160,8 @@ def _read(path: Path) -> dict[Key, Cells]:
 def _write(path: Path, rows: Iterable[Cells]) -> None:
     """Replace a snapshot: it is there as it was, or as it is to be, whatever happens in between."""
     lines = ["|".join(FORMAT), *("|".join(row[name] for name in FORMAT) for row in rows)]
-    _replace(path, "\n".join(lines) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.new")
-    try:
-        with staged.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 class SlurmCollector:
@@ -238,7 +220,7 @@ def holding(spool: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise JobwattError(f"{spool}: another collector writes its jobs; stop it, or give another spool") from error
         if not (spool / "spool.json").exists():
-            _replace(spool / "spool.json", json.dumps(_SPOOL) + "\n")
+            write_whole(spool / "spool.json", json.dumps(SPOOL_FORMAT) + "\n")
         yield
 
 
