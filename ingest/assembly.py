@@ -20,6 +20,7 @@ from ingest.errors import LakeError
 from ingest.feature_commit import Touched, split_stale, write_rows
 from ingest.head import Head, LakePart, finish_moves, write_head
 from ingest.manifest import INPUTS_SCHEMA, read_inputs, write_inputs, write_pieces
+from ingest.minutes import MINUTE_KEY, left_minutes, minutes_of_pieces
 from ingest.parts import PartReader, read_part, time_range, write_part
 from ingest.reconcile import Plan
 from ingest.records import CommitSpec, CountKey, FileRecord, Part, RewriteResult
@@ -112,51 +113,48 @@ class Assembly:
             if part.table not in ("gpu_minutes", "quarantine") and part.path not in out:
                 self._adopt(part)
 
-    def add_minutes(self, plan: Plan, live: pl.DataFrame, fresh: pl.DataFrame, past: pl.DataFrame) -> None:
+    def add_minutes(self, plan: Plan, fresh: pl.DataFrame, past: pl.DataFrame) -> None:
         """Take the new minutes and drop those of series that were replaced or merged; a bounded number at a time.
 
-        Only a minute in which one task (or what the lake has) ended and another began is in two parts, and is joined.
+        A minute in which one task (or what the lake has) ended and another began is in two parts, and is joined. Where
+        a file goes and others of its series stay, the minutes that it lay in are made anew from those.
         Minutes of samples that are not kept any more (``past``) cannot be made anew, and stay.
         """
         kept_until = last_minutes(past.join(plan.void_series, on=SERIES_KEY, how="semi", nulls_equal=True))
-        if plan.void_series.height:
-            for part in self._live_of("gpu_minutes"):
-                old = read_part(self._root / part.file)
-                left = minutes_without(old, plan.void_series, kept_until)
-                if left.height < old.height:
-                    del self._live[part.file]
-                    self._write("gpu_minutes", left)
-        stays = live.join(fresh, on=SERIES_KEY, how="semi", nulls_equal=True)
-        stays = stays.join(plan.void_series, on=SERIES_KEY, how="anti", nulls_equal=True)
+        void = left_minutes(plan.left)
+        remade = minutes_of_pieces(plan.stays, void)
+        stays = plan.stays.join(fresh, on=SERIES_KEY, how="semi", nulls_equal=True)
         task_of = {part.path: r.part for r in self._spec.results for part in r.parts} | dict.fromkeys(self._paths, "")
-        seams = seam_minutes(pl.concat([stays, fresh]), task_of)
-        pack, halves = _MinutePack(self._write), [GPU_MINUTES.empty()]
-        for part in self._holding(seams, stays):
+        seams = pl.concat([seam_minutes(pl.concat([stays, fresh]), task_of), remade.select(MINUTE_KEY)]).unique()
+        pack, halves = _MinutePack(self._write), [GPU_MINUTES.empty(), remade]
+        for part in self._live_of("gpu_minutes") if plan.void_series.height else self._holding(void, seams):
             old = read_part(self._root / part.file)
-            found = old.join(seams, on=seams.columns, how="semi", nulls_equal=True)
-            if found.height:
+            left = minutes_without(old, plan.void_series, kept_until)
+            left = left.join(void, on=MINUTE_KEY, how="anti", nulls_equal=True)
+            found = left.join(seams, on=MINUTE_KEY, how="semi", nulls_equal=True)
+            if found.height or left.height < old.height:
                 del self._live[part.file]
                 halves.append(found)
-                pack.add(old.join(seams, on=seams.columns, how="anti", nulls_equal=True))
+                pack.add(left.join(seams, on=MINUTE_KEY, how="anti", nulls_equal=True))
         for scanned in self._scanned("gpu_minutes"):
             for frame in PartReader(keep=1).frames(scanned.path, 0, scanned.rows):
                 rows = minutes_without(frame, plan.merged_series)
                 if seams.height:
-                    halves.append(rows.join(seams, on=seams.columns, how="semi", nulls_equal=True))
-                    rows = rows.join(seams, on=seams.columns, how="anti", nulls_equal=True)
+                    halves.append(rows.join(seams, on=MINUTE_KEY, how="semi", nulls_equal=True))
+                    rows = rows.join(seams, on=MINUTE_KEY, how="anti", nulls_equal=True)
                 pack.add(rows)
-        for remade in self._remade("gpu_minutes"):
-            for frame in PartReader(keep=1).frames(remade.path, 0, remade.rows):
+        for merged in self._remade("gpu_minutes"):
+            for frame in PartReader(keep=1).frames(merged.path, 0, merged.rows):
                 pack.add(minutes_after(frame, kept_until))
         for frame in join_minutes(pl.concat(halves)).iter_slices(MINUTES_ROWS):
             pack.add(frame)
         pack.flush()
 
-    def _holding(self, seams: pl.DataFrame, stays: pl.DataFrame) -> list[LakePart]:
+    def _holding(self, void: pl.DataFrame, seams: pl.DataFrame) -> list[LakePart]:
         """Return the parts of gpu_minutes that may have some minutes, by their footers."""
-        if not seams.height or not stays.height:
+        minutes: list[datetime] = pl.concat([void["minute"], seams["minute"]]).to_list()
+        if not minutes:
             return []
-        minutes: list[datetime] = seams["minute"].to_list()
         low, high = min(minutes), max(minutes)
         ranges = ((part, time_range(self._root / part.file, "minute")) for part in self._live_of("gpu_minutes"))
         return [part for part, (first, last) in ranges if first <= high and low <= last]

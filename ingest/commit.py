@@ -21,6 +21,7 @@ from ingest.forgetting import find_forgettable, forget
 from ingest.head import LakePart
 from ingest.manifest import NO_PART, read_inputs, read_pieces
 from ingest.parts import read_part, time_range, write_frame
+from ingest.precedence import give_way
 from ingest.reconcile import Plan, companions, has_any, reconcile
 from ingest.records import CommitResult, CommitSpec, CountKey, FileRecord, Held, RewriteResult, RewriteSpec
 from ingest.refusals import compare
@@ -48,10 +49,13 @@ def commit(spec: CommitSpec) -> CommitResult:
     succession = find_succession(spec, inputs, live, fresh)
     spec, fresh = succession.rename(spec), fresh.with_columns(pl.col("input").replace(succession.names))
     spec, fresh = without_known_rows(spec, live, fresh)
+    yielded = give_way(spec, inputs, live, fresh)
+    spec, fresh = yielded.spec, yielded.fresh
     scanned = {known: name for name, known in succession.names.items()}
     assembly = Assembly(spec, spec.rewritten or (), succession.names)
     gone = succession.succeeded
-    found = _companions(spec.records, inputs, live, gone)
+    moved = {name for name, known in succession.names.items() if name != known}
+    found = _companions(spec.records, inputs, live, gone, moved)
     again, lost = found.again | _waiting(spec.records, fresh, assembly.rejected("no_base_sample")), found.lost
     held = [Held("companion_missing", why, scanned.get(name, name), name) for name, why in found.held.items()]
     held += succession.held.values()
@@ -65,7 +69,7 @@ def commit(spec: CommitSpec) -> CommitResult:
         return CommitResult(spec.head.generation, records=records, tables=rows, reasons=refusals.settled_reasons())
     goes = {r.name for r in spec.records if r.status == "replaced"} | gone | set(lost)
     past = past.filter(~has_any(past, goes))
-    plan = reconcile(live, fresh, goes, _appending(spec.records, inputs))
+    plan = reconcile(live, fresh, goes | yielded.renewed.keys(), _appending(spec.records, inputs))
     if plan.rewrites and spec.rewritten is None:
         return CommitResult(rewrites=_rewrite_specs(plan, spec))
     rewritten = spec.rewritten or ()
@@ -73,17 +77,18 @@ def commit(spec: CommitSpec) -> CommitResult:
     records = refusals.settle(_settle(spec.records, rewritten))
     renewed = changed | gone | set(lost)
     assembly.add_samples(plan)
-    if any(part.table == "feature_series" for part in spec.head.parts):
-        assembly.remove_features(_touched(live, fresh, goes))
-    assembly.add_minutes(plan, live, fresh, past)
+    _remove_features(assembly, spec, live, fresh, goes | yielded.renewed.keys())
+    assembly.add_minutes(plan, fresh, past)
     assembly.add_quarantine(renewed, refusals)
     forgotten = find_forgettable(spec.forget, live)
     index = forget(pl.concat([assembly.index(live, fresh, plan), past]), forgotten)
     counts = _counts(spec, rewritten)
     counts.update(refusals.counts())
     counts.update({(name, None, "extended_lost", ""): rows for name, rows in lost.items()})
+    counts.update(yielded.counts)
     new_quality = assembly.add_derived(index, counts, renewed, refusals)
-    head = assembly.publish(records, index, pieces, gone | set(lost) | forgotten)
+    known = (*records, *yielded.renewed.values())
+    head = assembly.publish(known, index, pieces, gone | set(lost) | forgotten)
     reasons = Counter(refusals.settled_reasons())
     for reason, n in new_quality:
         reasons[reason] += n
@@ -104,6 +109,14 @@ def _fresh(spec: CommitSpec) -> pl.DataFrame:
     """Return the pieces of the parts that were staged."""
     new = [read_part(r.pieces) for r in spec.results if r.pieces]
     return conform_pieces(pl.concat(new) if new else pl.DataFrame({"part": []}, schema={"part": pl.String}))
+
+
+def _remove_features(
+    assembly: Assembly, spec: CommitSpec, live: pl.DataFrame, fresh: pl.DataFrame, goes: set[str]
+) -> None:
+    """Remove the features of what changes, where the lake has any."""
+    if any(part.table == "feature_series" for part in spec.head.parts):
+        assembly.remove_features(_touched(live, fresh, goes))
 
 
 def _touched(live: pl.DataFrame, fresh: pl.DataFrame, goes: set[str]) -> Touched:
@@ -152,8 +165,9 @@ class _Companions:
 
 
 def _companions(
-    records: Iterable[FileRecord], inputs: pl.DataFrame, live: pl.DataFrame, gone: Collection[str]
+    records: Iterable[FileRecord], inputs: pl.DataFrame, live: pl.DataFrame, gone: Collection[str], moved: set[str]
 ) -> _Companions:
+    """Return what is to be done; ``moved`` are names that another file has in this source than in the lake."""
     met = {r.name: r for r in records}
     changed = {*gone, *(name for name, record in met.items() if record.status == "replaced")}
     found = _Companions()
@@ -167,8 +181,9 @@ def _companions(
         away = {name for name in absent if known.get(name, ("", 0))[0] != "gpu_extended"}
         if not replaced:
             continue
+        away |= (group - replaced) & moved
         if refused or away:
-            why = f"{min(refused)} is refused" if refused else f"{min(away)} is not in this source"
+            why = f"{min(refused)} is refused" if refused else f"{min(away)} is not in this source under its name"
             found.held.update(dict.fromkeys(replaced, why))
         else:
             found.again.update(group - replaced - absent)

@@ -38,7 +38,7 @@ class SpoolError(JobwattError):
 
 
 class SpoolBusyError(SpoolError):
-    """Another collector is writing this spool."""
+    """Another collector is writing this spool, or another process takes it into a lake."""
 
     reason = "spool_busy"
 

@@ -29,6 +29,7 @@ from ingest.parts import time_range
 from ingest.pipeline import IngestReport, ingest
 from ingest.runner import Runner, SerialRunner
 from ingest.sources.spool_files import SPOOL_CLUSTER, SPOOL_FILE, is_segment
+from ingest.spool_lock import taking
 from ingest.units import S_PER_MINUTE
 
 NOTES: Final = ".follower.json"
@@ -98,17 +99,20 @@ def follow(plan: FollowPlan, stop: Event, say: Callable[[str], None], *, wall: C
     ------
     SourceError
         If there is no spool. What goes wrong in a round is said, and tried again in the next one.
+    SpoolBusyError, SpoolError
+        If another process takes this spool into a lake, or this one cannot write it.
     """
     if not (plan.spool / SPOOL_FILE).is_file():
         raise SourceError(
             f"{plan.spool} is no spool (no {SPOOL_FILE}); start a collector: jobwatt collect --spool {plan.spool}"
         )
-    follower = Follower(plan, wall=wall)
-    while not stop.is_set():
-        began_s = time.monotonic()
-        done = follower.round()
-        say(done.line())
-        stop.wait(max(0.0, plan.every_s - (time.monotonic() - began_s)))
+    with taking(plan.spool, plan.lake, removes=True):
+        follower = Follower(plan, wall=wall)
+        while not stop.is_set():
+            began_s = time.monotonic()
+            done = follower.round()
+            say(done.line())
+            stop.wait(max(0.0, plan.every_s - (time.monotonic() - began_s)))
 
 
 @dataclass(slots=True)
@@ -177,7 +181,13 @@ class Follower:
         close_left_open(plan.spool)
         known = self._notes.names
         removed = {name for name in known if not (plan.spool / name).exists()}
-        report = ingest(str(plan.spool), plan.lake, cluster=plan.cluster, runner=self._runner, forget=sorted(removed))
+        report = ingest(
+            *(str(plan.spool), plan.lake),
+            cluster=plan.cluster,
+            runner=self._runner,
+            forget=sorted(removed),
+            holds_spool=True,
+        )
         if self._changed(report):  # what was forgotten need not be noted any more
             known -= removed
         taken = [r for r in report.records if r.status != "refused" and is_segment(r.name)]

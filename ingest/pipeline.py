@@ -38,6 +38,7 @@ from ingest.runner import PoolRunner, Runner, usable_cores
 from ingest.shares import find_line_shifts, join_shares
 from ingest.sources.archive import DEFAULT_MAX_MEMBER_BYTES
 from ingest.sources.remote import is_url
+from ingest.spool_lock import taking_once
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -108,6 +109,7 @@ def ingest(
     smi: SmiOptions = UNTOLD,
     progress: Callable[[Progress], None] | None = None,
     forget: Collection[str] = (),
+    holds_spool: bool = False,
 ) -> IngestReport:
     """Take an archive into a lake and return what became of it.
 
@@ -119,13 +121,14 @@ def ingest(
     force : take files that became shorter
     smi : what the output of nvidia-smi does not say of itself
     anonymous : access S3 without credentials
-    forget : names of segments of a spool that are gone from it; where something else changes, they are forgotten too
+    forget : names of segments that are gone from a spool; where something else changes, they are forgotten too
+    holds_spool : the caller has the right to take the spool already (`ingest.spool_lock`)
 
     Raises
     ------
     ValueError
         If ``cluster`` is no name for one.
-    SourceError, LakeError, JobwattError
+    SourceError, LakeError, SpoolBusyError, JobwattError
         With nothing committed.
     """
     if cluster is not None:
@@ -138,7 +141,7 @@ def ingest(
         raise SourceError(f"{source}: no such file or folder; give a folder, a .tar, .tar.gz, .tar.zst or a URL")
     root = lake.resolve()
     try:
-        with writing(root) as head:
+        with taking_once(where, lake, is_held=holds_spool), writing(root) as head:
             run = _Run(root, head, active, progress)
             try:
                 result = run.ingest(
@@ -174,9 +177,7 @@ class _Run:
         self._runner = runner
         self._progress = progress
         self._folder = root / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}"
-        self._done_bytes = 0
-        self._total_bytes = 0
-        self._done_files = 0
+        self._done_bytes = self._total_bytes = self._done_files = 0
         self.plan: IngestPlan | None = None
         self.unknown_columns: dict[str, list[str]] = {}
         self._specs: dict[str, ScanSpec] = {}

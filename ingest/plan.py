@@ -138,9 +138,11 @@ def _sort(
             )
         elif kind in _ONE_FILE_A_JOB and (owner := owners.setdefault((kind, parsed[0]), name)) != name:
             found.refused.append((member, "series_from_other_file", owner))
+        elif KINDS[kind].is_anonymous:
+            found.files.append(_anonymous(member, kind, by_kind.get(kind, [])))
         else:
             file = ScanFile(member, kind, *parsed, known.get(alias or name), alias=alias)
-            found.files.append(_anonymous(member, kind, by_kind.get(kind, [])) if KINDS[kind].is_anonymous else file)
+            found.files.append(_maybe_rotated(file, by_kind.get(kind, [])) if KINDS[kind].is_of_node else file)
         seen.add(name)
     return found
 
@@ -148,6 +150,21 @@ def _sort(
 def _anonymous(member: Member, kind: str, others: list[Known]) -> ScanFile:
     known, rest = (others[0], tuple(others[1:])) if others else (None, ())
     return ScanFile(member, kind, known=known, others=rest, is_anonymous=True)
+
+
+def _maybe_rotated(file: ScanFile, others: list[Known]) -> ScanFile:
+    """Return a log that may be the known one of its name, another one of its node, or the next one after those."""
+    same_node = [other for other in others if other != file.known and _node_of(other.name, file.kind) == file.node]
+    candidates = [*([file.known] if file.known else []), *same_node]
+    known, rest = (candidates[0], tuple(candidates[1:])) if candidates else (None, ())
+    return replace(file, known=known, others=rest, is_anonymous=True)
+
+
+def _node_of(name: str, kind: str) -> str:
+    """Return the node of a log by its name in the lake: in the file's own name, or behind the mark."""
+    base, _, rest = name.partition(MARK)
+    parsed = supercloud.parse_name(KINDS[kind], base)
+    return (parsed[1] if parsed else "") or rest.partition(MARK)[0]
 
 
 def _by_kind(known: dict[str, Known], inputs: pl.DataFrame) -> dict[str, list[Known]]:

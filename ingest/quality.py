@@ -117,6 +117,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "gap": (NOTICE, "steps longer than MAX_GAP_S"),
     "clock_jump": (DEFECT, "steps longer than CLOCK_JUMP_S"),
     "time_zone_assumed": (NOTICE, "local times without a zone, taken as UTC; say which with --time-zone"),
+    "collector_has_them": (NOTICE, "rows of Prometheus of a time in which the GPU's own collector ran; not taken"),
     "outside_job": (NOTICE, "samples over a minute before the job's start or after its end"),
     "gpus_not_seen": (NOTICE, "GPUs that the log allocates to the job and no sample is of; they count as not covered"),
     "two_files_for_series": (DEFECT, "several files hold this job and node; joined by time"),

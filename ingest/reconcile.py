@@ -38,13 +38,19 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes of the parts: rewrites, parts that go without replacement, and series whose minutes are void."""
+    """What becomes of the parts: rewrites, parts that go without replacement, and series whose minutes are void.
+
+    ``left`` are the pieces of GPU samples that go, of series that are not merged; ``stays`` those of the lake that do
+    not.
+    """
 
     rewrites: tuple[Rewrite, ...]
     gone_parts: frozenset[str]
     touched_parts: frozenset[str]
     void_series: pl.DataFrame
     merged_series: pl.DataFrame
+    left: pl.DataFrame
+    stays: pl.DataFrame
 
 
 def companions(live: pl.DataFrame) -> list[set[str]]:
@@ -109,12 +115,17 @@ def reconcile(
         Rewrite(tables.get(part, "gpu_samples"), part, by_owner[part].drop("owner")) for part in sorted(by_owner)
     ]
     gone_parts = touched - by_owner.keys()
+    unmerged = [frame.filter(is_gpu).join(conflicts, on=key, how="anti", nulls_equal=True) for frame in (leaves, stays)]
+    left, others = (frame.filter(~pl.col("extended")).drop("is_live") for frame in unmerged)
+    void = left.join(others, on=key, how="anti", nulls_equal=True)
     return Plan(
         tuple(rewrites),
         frozenset(gone_parts | set(extended["part"])),
         frozenset(touched),
-        pl.concat([leaves.filter(is_gpu).select(key), conflicts.select(key)]).unique(),
+        pl.concat([void.select(key), conflicts.select(key)]).unique(),
         conflicts.select(key),
+        left.join(others, on=key, how="semi", nulls_equal=True),
+        others,
     )
 
 

@@ -217,9 +217,14 @@ class IngestPlan:
 
     @property
     def files(self) -> dict[str, ScanFile]:
-        """Every file that has a task, by its name, and by those of the files of the lake that it may be."""
+        """Every file that has a task, by its name, and by those of the files of the lake that it may be.
+
+        Of several that may be a file of the lake, one of its size is: a log that was moved away is as it was.
+        """
         files = [file for spec in (*self.specs, *self.verify) for file in spec.files]
-        return {known.name: file for file in files for known in file.candidates} | {file.name: file for file in files}
+        found = {known.name: file for file in files for known in file.candidates} | {file.name: file for file in files}
+        may_be = ((known, file) for file in files for known in file.candidates)
+        return found | {known.name: file for known, file in may_be if known.size == file.member.size}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ grown or changed, and takes its place; one that tells of none of them is another
 under a name of its own (``slurm-log.csv@h200-02``). So neither the name of an archive nor its place matters, only what
 is in it. A snapshot of sacct is known by its name, rewritten until the last job of its day has ended, and refused if
 it lost one.
+
+So it is with what ``nvidia-smi`` wrote, whose logs are rotated: one of which all rows come before or after those that
+the lake has of its node's GPUs stands beside them, whatever its name and size.
 """
 
 from __future__ import annotations
@@ -76,7 +79,7 @@ def find_succession(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, 
     search = _Search(spec, inputs, live, fresh)
     taken = [r for r in spec.records if r.is_taken]
     for record in taken:
-        if record.kind in KINDS and KINDS[record.kind].is_anonymous:
+        if record.kind in KINDS and (KINDS[record.kind].is_anonymous or KINDS[record.kind].is_of_node):
             search.add(record)
         elif record.kind == "sacct" and record.status == "replaced":
             search.compare(record)
@@ -103,14 +106,19 @@ class _Search:
     def add(self, record: FileRecord) -> None:
         """Find out what one file succeeds."""
         kind, name = record.kind, record.name
+        is_log = KINDS[kind].is_of_node
         sizes = dict(self._inputs.filter(pl.col("kind") == kind).select("name", "size").sort("name").iter_rows())
         if not sizes:
             return
         now = _extent(self._fresh, [name], kind)
         shared = [known for known in sizes if _meets(_extent(self._live, [known], kind), now)]
+        is_read_otherwise = is_log and name in sizes and self._mark_of(name) != record.checksum.partition("~")[2]
+        if is_read_otherwise:
+            shared = [name]
         if not shared:
             taken = {*self._inputs["name"], *self.found.names.values()}
-            self.found.names[name] = _free_name(name.partition(MARK)[0], self._spec.source_name, taken)
+            base = name if is_log else name.partition(MARK)[0]
+            self.found.names[name] = _free_name(base, self._spec.source_name, taken)
             return
         heir = name if name in shared else shared[0]
         self.found.names[name] = heir
@@ -127,10 +135,16 @@ class _Search:
         if why is not None:
             self.found.held[record.name] = Held(*why, record.name, record.name)
 
+    def _mark_of(self, name: str) -> str:
+        """Return with which options the lake has read a file."""
+        checksum: str = self._inputs.filter(pl.col("name") == name)["checksum"].item()
+        return checksum.partition("~")[2]
+
     def _loss(self, record: FileRecord, now: pl.DataFrame, shared: list[str], size: int) -> tuple[str, str] | None:
         """Return reason code and detail where the lake would lose by this file, which tells of what ``shared`` told."""
         old = _extent(self._live, shared, record.kind)
-        lost = _find_lost(old, now)
+        is_log = KINDS[record.kind].is_of_node  # whose rows may be joined with those of others
+        lost = old.clear() if is_log else _find_lost(old, now)
         if lost.height:
             noun, example = _NOUN.get(record.kind, "jobs"), " ".join(str(part) for part in lost.row(0))
             gone = f"{lost.height} of {old.height} {noun} are not in it any more, as {example}"
@@ -145,7 +159,7 @@ def _extent(pieces: pl.DataFrame, names: Sequence[str], kind: str) -> pl.DataFra
     mine = pieces.filter(pl.col("input").str.split(SEPARATOR).list.set_intersection(list(names)).list.len() > 0)
     mine = mine.filter(pl.col("table") == KINDS[kind].table)
     span = (pl.col("first_time").min(), pl.col("last_time").max())
-    if kind == "nvidia_smi":
+    if KINDS[kind].table == "gpu_samples":
         return mine.group_by(SERIES_KEY).agg(span)
     key = "node" if kind == "node" else "job_id"
     columns = [key, "time"] if kind == "node" else [key]

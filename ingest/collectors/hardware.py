@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
+from ingest.collectors.clock import steady_time
 from ingest.collectors.nvml_calls import bind
 from ingest.errors import GpuLostError, HardwareError
 
@@ -140,7 +141,7 @@ class NvmlBackend:
         nvml: ModuleType | None = None,
         *,
         calls: Mapping[str, float] = CALLS,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = steady_time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nvml: Any = nvml if nvml is not None else _import_nvml()

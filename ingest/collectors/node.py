@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ingest.collectors.clock import steady_time
 from ingest.collectors.spool import Spool, row
 
 PROBE_BYTES: Final = 4096
@@ -110,7 +111,7 @@ class NodeCollector:
     probe: Path | None = None
     root: Path = Path("/")
     lustre_roots: tuple[str, ...] = LUSTRE_ROOTS
-    wall: Callable[[], float] = time.time
+    wall: Callable[[], float] = steady_time
     monotonic: Callable[[], float] = time.monotonic
     latest: dict[str, float] = field(default_factory=dict)
     problem: str = ""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ingest.collectors.clock import steady_time
 from ingest.collectors.jobs import JobStep, job_cgroups, process_ids
 from ingest.collectors.spool import Spool, row
 from ingest.errors import HardwareError
@@ -198,7 +198,7 @@ class ProcessCollector:
     spool: Spool
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
-    wall: Callable[[], float] = time.time
+    wall: Callable[[], float] = steady_time
     roots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _series: dict[JobStep, _Series] = field(default_factory=dict)
     _looked_uptime_s: float = 0.0
@@ -222,9 +222,20 @@ class ProcessCollector:
             self._looked_uptime_s = uptime_s
 
     def add(self, job_id: int, root: int) -> None:
-        """Take a process and all that descend from it as a job, or as a part of it that began apart from the others."""
+        """Take a process and all that descend from it as a job, or as a part of it that began apart from the others.
+
+        What such a part used before the job's last look, and before it was one of the job, is not the job's.
+        """
         with self._looking:
-            self.roots[job_id] = (*self.roots.get(job_id, ()), root)
+            roots = self.roots.get(job_id, ())
+            self.roots[job_id] = (*roots, root)
+            series = self._series.get(JobStep(job_id, *TREE))
+            if not roots or series is None:
+                return
+            found = {pid: read_process(pid, self.proc) for pid in tree(root, self.proc) if pid not in series.processes}
+            for pid, process in found.items():
+                if process is not None and process.started_ticks / TICKS_PER_S < series.looked_s:
+                    series.processes[pid] = process
 
     def finish(self, job_id: int) -> None:
         """Look at a job for the last time, best before its first process is waited for, and let it go."""

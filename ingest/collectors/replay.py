@@ -9,22 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ingest.collectors.gpu_columns import GPU_EXTENDED_VALUE_COLUMN_MAP, GPU_VALUE_COLUMN_MAP
 from ingest.collectors.hardware import CALLS, GpuDevice, GpuReading
 from ingest.errors import GpuLostError, HardwareError
 
 READING_COLUMN_MAP: Final[Mapping[str, str]] = {
     "timestamp": "time_s",
-    "utilization_gpu_pct": "gpu_util_pct",
-    "utilization_memory_pct": "memory_util_pct",
-    "memory_free_MiB": "memory_free_mib",
-    "memory_used_MiB": "memory_used_mib",
-    "temperature_gpu": "gpu_temp_c",
-    "temperature_memory": "memory_temp_c",
-    "power_draw_W": "power_w",
-    "pcie_link_width_current": "pcie_link_width",
-    "power_average_W": "power_avg_w",
+    **GPU_VALUE_COLUMN_MAP,
+    **GPU_EXTENDED_VALUE_COLUMN_MAP,
     "energy_mJ": "energy_mj",
-    "clock_sm_MHz": "sm_clock_mhz",
     "clock_memory_MHz": "memory_clock_mhz",
     "enforced_power_limit_W": "power_limit_w",
     "throttle_reasons": "throttle_reasons",

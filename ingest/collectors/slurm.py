@@ -8,7 +8,6 @@ attempt comes. Jobs that had not ended when this collector was last seen are ask
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from threading import Event
 from typing import Final
 
 from ingest.collectors.sacct_command import Cells, Sacct
-from ingest.collectors.spool import prepare
+from ingest.collectors.spool import prepare, write_whole
 from ingest.errors import JobwattError, SourceError
 from ingest.sources.sacct_files import FORMAT
 
@@ -159,26 +158,8 @@ def _read(path: Path) -> dict[Key, Cells]:
 def _write(path: Path, rows: Iterable[Cells]) -> None:
     """Replace a snapshot: it is there as it was, or as it is to be, whatever happens in between."""
     lines = ["|".join(FORMAT), *("|".join(row[name] for name in FORMAT) for row in rows)]
-    _replace(path, "\n".join(lines) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.new")
-    try:
-        with staged.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 class SlurmCollector:

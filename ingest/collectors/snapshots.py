@@ -87,10 +87,7 @@ def _write(path: Path, kind: str, rows: Mapping[tuple[str, ...], list[str]]) -> 
     ordered = sorted(rows.items(), key=lambda item: (float(item[0][-1]), item[0]))
     text = "".join(f"{','.join(cells)}\n" for cells in ([HEADERS[kind]], *(cells for _, cells in ordered)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_whole(path, text)
-    except FileNotFoundError:  # a starting collector clears up unfinished files
-        write_whole(path, text)
+    write_whole(path, text)
 
 
 def read_rows(path: Path, kind: str) -> dict[tuple[str, ...], list[str]]:

@@ -151,7 +151,7 @@ def prepare(root: Path) -> None:
     try:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        if any(child.name not in (*HEADERS, "LOCK") for child in root.iterdir()):
+        if any(child.name not in (*HEADERS, "LOCK", "LOCK-follower") for child in root.iterdir()):
             raise SpoolError(f"{root} holds other files and no spool.json; give an empty folder") from None
         write_whole(path, json.dumps(FORMAT) + "\n")
         return
@@ -186,6 +186,13 @@ def recover(root: Path) -> list[Path]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that readers see the old one or the new one, whatever happens."""
+    try:
+        _write_and_rename(path, text)
+    except FileNotFoundError:  # a starting collector clears up unfinished files
+        _write_and_rename(path, text)
+
+
+def _write_and_rename(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.part")
     try:
         with staged.open("w", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ from ingest.sources.supercloud_columns import SUPERCLOUD_KINDS
 KINDS: Final[Mapping[str, FileKind]] = {**SUPERCLOUD_KINDS, **SPOOL_KINDS}
 """By name. ``tres-mapping.txt`` is read too: it completes the jobs' rows."""
 
-APPENDING: Final = frozenset({"spool_gpu"})
+APPENDING: Final = frozenset({"spool_gpu", "smi_query", "smi_dmon"})
 """Kinds of which each file goes on where another one of the same series ended; only an overlap in time is odd."""
 
 GIVING_WAY: Final[Mapping[str, frozenset[str]]] = {

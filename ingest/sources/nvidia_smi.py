@@ -63,8 +63,10 @@ DMON_OPTIONAL_COLUMN_MAP: Final = {
 }
 
 _NODE: Final = r"(?:-(?P<node>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?))?"
-QUERY_NAME: Final = re.compile(rf"^nvidia-smi{_NODE}.*\.csv$")
-DMON_NAME: Final = re.compile(rf"^(?:nvidia-smi-)?dmon{_NODE}.*\.(?:txt|log|csv)$")
+_ROTATED: Final = r"(?:\.\d+|-\d{8})?"
+QUERY_NAME: Final = re.compile(rf"^nvidia-smi{_NODE}.*\.csv{_ROTATED}$")
+DMON_NAME: Final = re.compile(rf"^(?:nvidia-smi-)?dmon{_NODE}.*\.(?:txt|log|csv){_ROTATED}$")
+"""As logrotate leaves them too: ``nvidia-smi-n1.csv.1``, ``nvidia-smi-n1.csv-20261124``."""
 
 TYPES: Final[dict[str, pl.DataType]] = {
     "time_epoch_s": pl.Float64(),

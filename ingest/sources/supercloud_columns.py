@@ -16,6 +16,7 @@ from typing import Final
 
 import polars as pl
 
+from ingest.collectors.gpu_columns import GPU_EXTENDED_VALUE_COLUMN_MAP, GPU_VALUE_COLUMN_MAP
 from ingest.reference import workload_classes
 from ingest.schemas import TABLES
 from ingest.sources import nvidia_smi, slurm_log
@@ -27,20 +28,12 @@ from ingest.units import BYTES_PER_MIB, KIB_PER_GIB, MJ_PER_J
 GPU_COLUMN_MAP: Final = {
     "timestamp": "time_epoch_s",
     "gpu_index": "gpu_index",
-    "utilization_gpu_pct": "gpu_util_pct",
-    "utilization_memory_pct": "memory_util_pct",
-    "memory_free_MiB": "memory_free_mib",
-    "memory_used_MiB": "memory_used_mib",
-    "temperature_gpu": "gpu_temp_c",
-    "temperature_memory": "memory_temp_c",
-    "power_draw_W": "power_w",
-    "pcie_link_width_current": "pcie_link_width",
+    **GPU_VALUE_COLUMN_MAP,
 }
 
 GPU_EXTENDED_COLUMN_MAP: Final = {
-    "power_average_W": "power_avg_w",
+    **GPU_EXTENDED_VALUE_COLUMN_MAP,
     "energy_mJ": "energy_counter_mj",
-    "clock_sm_MHz": "sm_clock_mhz",
     "clock_memory_MHz": "mem_clock_mhz",
 }
 

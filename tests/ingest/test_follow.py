@@ -99,6 +99,23 @@ def test_snapshots_stay_and_are_taken_when_they_change(spool):
     assert times(lake_of(spool)) == [0, 15]
 
 
+def test_the_minutes_of_other_hours_stay_when_a_snapshot_grows(spool):
+    """A file goes, others of its series stay: the minutes of those, and those that they share with it, are kept."""
+    one = follower(spool)
+    earlier, later = (f"gpu/prometheus-dcgm-2026112{hour}Z.csv" for hour in ("4T23", "5T00"))
+    write_named(spool, earlier, [gpu_cells(0, 7), gpu_cells(15, 7), gpu_cells(60, 7)])
+    write_named(spool, later, [gpu_cells(75, 7), gpu_cells(200, 7)])
+    one.round()
+    write_named(spool, later, [gpu_cells(75, 7), gpu_cells(200, 7), gpu_cells(210, 7)])
+    assert one.round().problem == ""
+    fresh = spool.parent / "anew"
+    ingest_once(str(spool), fresh, runner=SerialRunner())
+    assert times(lake_of(spool)) == [0, 15, 60, 75, 200, 210]
+    minutes = [in_order(lake.scan("gpu_minutes").collect()) for lake in (lake_of(spool), Lake(fresh))]
+    assert minutes[1]["n"].sum() == 6
+    assert_frame_equal(minutes[0], minutes[1])
+
+
 def test_the_lag_is_that_of_the_newest_sample_and_becomes_an_event(spool):
     clock = Clock(42)
     one = follower(spool, clock)
@@ -173,8 +190,8 @@ def test_names_that_were_removed_but_not_forgotten_are_forgotten_by_the_next_fol
     assert [name[-10:] for name in names] == ["000002.csv"]
 
 
-def test_a_segment_that_was_joined_with_a_snapshot_is_not_forgotten(spool):
-    """Else its rows would go with the snapshot's, when that is rewritten."""
+def test_a_removed_segment_stays_in_the_lake_when_a_snapshot_of_its_gpu_grows(spool):
+    """Were the two joined, its rows would go with the snapshot's."""
     one = follower(spool)
     write_named(spool, "gpu/prometheus-dcgm-20261124T23.csv", [gpu_cells(0, 7), gpu_cells(15, 7)])
     write_segment(spool, "gpu", 1, [gpu_cells(s, 7) for s in (5, 10)])
@@ -182,7 +199,7 @@ def test_a_segment_that_was_joined_with_a_snapshot_is_not_forgotten(spool):
     write_named(spool, "gpu/prometheus-dcgm-20261124T23.csv", [gpu_cells(s, 7) for s in (0, 15, 30)])
     write_segment(spool, "node", 2, [[NODE, START_S, "0:3|", 0.0005, 1.5, 90_000, None, None, None]])
     one.round()
-    assert times(lake_of(spool)) == [0, 5, 10, 15]
+    assert times(lake_of(spool)) == [0, 5, 10, 15, 30]
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------

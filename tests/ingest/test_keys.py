@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from ingest import keys
 from ingest.batches import order
 from ingest.head import read_head
-from ingest.keys import TakenKeys
+from ingest.keys import HashRuns, TakenKeys
 from ingest.lake import Lake
 from ingest.parts import write_part
 from ingest.pipeline import ingest
@@ -116,6 +119,43 @@ def test_batch_by_batch_the_same_rows_are_set_apart_as_at_once(tmp_path_factory,
             taken.add(found.frame, write_part(folder / f"{i}.parquet", "node_samples", found.frame).path)
         kept.append(found.frame)
     assert sorted(pl.concat(kept)["load"]) == sorted(order(frame, "node_samples").frame["load"])
+
+
+def test_a_file_in_no_order_reads_each_of_its_parts_once(tmp_path, monkeypatch):
+    """Looked up part by part, a file of n parts would cost n * n / 2 of them."""
+    opened: Counter[str] = Counter()
+    read = TakenKeys._read_key
+
+    def count(self: TakenKeys, part: str, key: list[str]) -> pl.DataFrame:
+        opened[part] += 1
+        return read(self, part, key)
+
+    monkeypatch.setattr(TakenKeys, "_read_key", count)
+    for name, size in (("scan.CHUNK", 1000), ("scan.PIECE", 300), ("reading.PIECE", 300), ("rows.BATCH", 900)):
+        monkeypatch.setattr(f"ingest.{name}_BYTES", size)
+    places = [i for k in range(7) for i in range(k, 2000, 7)]
+    write(tmp_path, "in/node-data.csv", lines(NODE_HEADER, *map(node_row, places)))
+    ingest(str(tmp_path / "in"), tmp_path / "lake", runner=SerialRunner())
+    assert len(opened) > 50
+    assert set(opened.values()) == {1}
+    assert Lake(tmp_path / "lake").scan("node_samples").collect().height == 2000
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=20), max_size=8))
+def test_hashes_in_runs_are_a_set_wherever_the_runs_lie(tmp_path_factory, batches_of_keys):
+    folder = tmp_path_factory.mktemp("runs")
+    runs, known = HashRuns(), set()
+    every = np.array([(i % 50, i) for i in range(0, 61)], keys.HASH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "MOST_HELD", 10)
+        patch.setattr(keys, "MOST_IN_RUN", 30)
+        for batch in batches_of_keys:
+            new = [i for i in dict.fromkeys(batch) if i % 50 not in {at % 50 for at in known}]
+            new = list({i % 50: i for i in new}.values())
+            runs.add(every[new], beside=folder / "part")
+            known.update(new)
+            assert runs.contains(every).tolist() == [i in known for i in range(61)]
+    assert list(folder.iterdir()) == []
 
 
 # -- the check of a lake -----------------------------------------------------------------------------------------------

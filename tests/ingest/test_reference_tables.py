@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 import ingest
+from ingest.reference import type_of
 
 FOLDER = Path(ingest.__file__).parent
 
@@ -48,6 +49,32 @@ def test_the_challenge_has_26_classes_in_10_families_of_3_domains(classes: pl.Da
 
 def test_a_family_has_one_domain(classes: pl.DataFrame):
     assert classes.group_by("family").agg(pl.col("domain").n_unique())["domain"].max() == 1
+
+
+def test_every_name_of_nvml_has_a_source_of_its_own(gpu_types: pl.DataFrame):
+    named = gpu_types.drop_nulls("nvml_name")
+    assert named["source"].str.contains("NVML's name", literal=True).all()
+    assert named["tdp_w"].null_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Tesla V100-SXM2-32GB", "v100-sxm2"),
+        ("Tesla V100-SXM2-32GB-LS", None),
+        ("NVIDIA V100-SXM2-32GB", None),
+        ("Tesla P100-PCIE-16GB", "p100-pcie"),
+        ("A100-SXM4-40GB", "a100-sxm4"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm5"),
+        ("NVIDIA H100", None),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+    ],
+)
+def test_a_gpu_is_known_by_the_whole_of_its_name_and_not_by_a_part(name: str, kind: str | None):
+    assert type_of(name) == kind
 
 
 def test_supercloud_v100_have_250_watts_and_the_recorded_h200_700(gpu_types: pl.DataFrame):

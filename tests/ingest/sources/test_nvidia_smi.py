@@ -329,3 +329,87 @@ def test_header_of_a_query_keeps_unknown_columns_as_they_are_written():
     names, _ = nvidia_smi.read_query_header(b"timestamp, index, fan.speed [%]\n", SmiOptions())
     header: Header = map_header(names, nvidia_smi.QUERY_COLUMN_MAP, nvidia_smi.QUERY_OPTIONAL_COLUMN_MAP, frozenset())
     assert header.unknown == ("fan.speed [%]",)
+
+
+# -- rotated logs ------------------------------------------------------------------------------------------------------
+
+
+def query_log(*seconds: int) -> str:
+    return lines(SHORT, *(f"2026/11/24 22:42:{s:02d}.000, 0, {100 + s}.00 W" for s in seconds))
+
+
+def dmon_log(*seconds: int) -> str:
+    return lines(
+        "#Date Time gpu pwr", "#YYYYMMDD HH:MM:SS Idx W", *(f"20261124 22:42:{s:02d} 0 {100 + s}" for s in seconds)
+    )
+
+
+LOGS = {"nvidia-smi-n1.csv": query_log, "dmon-n1.log": dmon_log}
+
+
+def watts(taken: Taken) -> list[float]:
+    return sorted(power - 100 for (power,) in taken.rows("gpu_samples", "power_w"))
+
+
+@pytest.mark.parametrize("new", [(10,), tuple(range(10, 30))], ids=["shorter", "longer"])
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_that_was_rotated_away_keeps_its_rows(tmp_path, name, new):
+    """By copytruncate, or by a rename and a new file: the one of that name has other rows now."""
+    folder, lake, log = tmp_path / "in", tmp_path / "lake", LOGS[name]
+    write(tmp_path, f"in/{name}", log(*range(5)))
+    take_twice(folder, lake)
+    write(tmp_path, f"in/{name}", log(*new))
+    taken = take_twice(folder, lake)
+    assert (taken.report.files_refused, taken.report.files_replaced) == (0, 0)
+    assert watts(taken) == [*range(5), *new]
+    write(tmp_path, f"in/{name}", log(*new, 40))
+    taken = take_twice(folder, lake)
+    assert (taken.report.files_refused, taken.report.files_replaced) == (0, 1)
+    assert watts(taken) == [*range(5), *new, 40]
+    write(tmp_path, f"in/{name}", log(50))
+    assert watts(take_twice(folder, lake)) == [*range(5), *new, 40, 50]
+
+
+@pytest.mark.parametrize("ending", [".1", "-20261124", ".1.gz"])
+@pytest.mark.parametrize("name", LOGS)
+def test_rows_that_came_before_the_rotation_are_taken_from_the_file_that_was_moved_away(tmp_path, name, ending):
+    folder, lake, log = tmp_path / "in", tmp_path / "lake", LOGS[name]
+    write(tmp_path, f"in/{name}", log(*range(5)))
+    take_twice(folder, lake)
+    moved = log(*range(8))
+    (folder / f"{name}{ending}").write_bytes(gzip.compress(moved.encode()) if ending.endswith("gz") else moved.encode())
+    write(tmp_path, f"in/{name}", log(8, 9))
+    taken = take_twice(folder, lake)
+    assert taken.report.files_refused == 0
+    assert watts(taken) == [*range(10)]
+    assert taken.rejected() == []
+    (folder / f"{name}{ending}").unlink()
+    write(tmp_path, f"in/{name}", log(8, 9, 10))
+    assert watts(take_twice(folder, lake)) == [*range(11)]
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_that_lost_its_end_is_refused_and_its_rows_stay(tmp_path, name):
+    folder, lake, log = tmp_path / "in", tmp_path / "lake", LOGS[name]
+    write(tmp_path, f"in/{name}", log(*range(10)))
+    take(folder, lake)
+    write(tmp_path, f"in/{name}", log(*range(4)))
+    taken = take(folder, lake)
+    assert taken.report.reasons["shrunken"] >= 1
+    assert watts(taken) == [*range(10)]
+
+
+def test_where_a_joined_log_was_moved_away_nothing_is_read_in_its_place(tmp_path):
+    """Two logs of one GPU at one time are joined; when one grows, the other would have to be read again."""
+    folder, lake = tmp_path / "in", tmp_path / "lake"
+    write(tmp_path, "in/nvidia-smi-n1.csv", query_log(0, 2, 4))
+    write(tmp_path, "in/dmon-n1.log", dmon_log(1, 3))
+    take(folder, lake)
+    (folder / "nvidia-smi-n1.csv").rename(folder / "nvidia-smi-n1.csv.1")
+    write(tmp_path, "in/nvidia-smi-n1.csv", query_log(10, 12))
+    write(tmp_path, "in/dmon-n1.log", dmon_log(1, 3, 5))
+    taken = take(folder, lake)
+    assert taken.report.reasons["companion_missing"] >= 1
+    assert watts(taken) == [0, 1, 2, 3, 4, 10, 12]
+    write(tmp_path, "in/dmon-n1.log", dmon_log(20, 21))
+    assert watts(take(folder, lake)) == [0, 1, 2, 3, 4, 10, 12, 20, 21]

@@ -1,0 +1,138 @@
+"""One GPU that Prometheus and its node's collector tell of: it is there once, whichever comes first."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from ingest.follow import Follower, FollowPlan
+from ingest.lake import Lake
+from ingest.pipeline import ingest
+from ingest.runner import SerialRunner
+from tests.lakes import in_order
+from tests.spool_files import START_S, gpu_cells, make_spool, write_named, write_segment
+
+SNAPSHOT = "gpu/prometheus-a-dcgm-20261124T23Z.csv"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return make_spool(tmp_path / "spool")
+
+
+def follower(spool: Path, lake: str = "lake") -> Follower:
+    return Follower(FollowPlan(spool, spool.parent / lake), wall=lambda: START_S + 1000)
+
+
+def collected(spool: Path, number: int, begin: int, end: int, job_id: int | None = 7) -> None:
+    """Write a segment of a collector that reads every second."""
+    write_segment(spool, "gpu", number, [gpu_cells(s, job_id) for s in range(begin, end)])
+
+
+def scraped(spool: Path, until: int, job_id: int | None = 7, name: str = SNAPSHOT) -> None:
+    """Write a snapshot of scrapes every 15 s, a bit beside the full second."""
+    write_named(spool, name, [gpu_cells(s + 0.03, job_id) for s in range(0, until, 15)])
+
+
+def read(lake: Path) -> list[tuple[int | None, float]]:
+    """Return job and time of every sample, after a check of the lake."""
+    opened = Lake(lake)
+    assert opened.check().problems == ()
+    rows = opened.scan("gpu_samples").select("job_id", "time").collect().sort("time")
+    return [(job, round(time.timestamp() - START_S, 3)) for job, time in rows.iter_rows()]
+
+
+def test_a_snapshot_that_grows_beside_a_collector_is_taken_every_round(spool):
+    """Companions of removed segments would be missing for ever."""
+    one = follower(spool)
+    for number in range(1, 5):
+        collected(spool, number, 20 * number - 20, 20 * number)
+        scraped(spool, 20 * number)
+        done = one.round()
+        assert (done.problem, done.refused, done.rows) == ("", 0, 20)
+    assert read(spool.parent / "lake") == [(7, s) for s in range(80)]
+
+
+def test_rows_that_gave_way_are_counted_and_stay_in_their_file(spool):
+    collected(spool, 1, 0, 20)
+    scraped(spool, 60)
+    report = ingest(str(spool), spool.parent / "lake", runner=SerialRunner())
+    (record,) = (r for r in report.records if r.name == SNAPSHOT)
+    assert (record.rows_in, record.rows_out, record.rows_merged, record.rows_quarantined) == (4, 2, 2, 0)
+    assert report.reasons["collector_has_them"] == 2
+    assert not report.partial
+    assert len((spool / SNAPSHOT).read_text().splitlines()) == 5
+
+
+def test_the_time_without_a_collector_is_filled_and_nothing_overlaps(spool):
+    collected(spool, 1, 0, 20)
+    collected(spool, 2, 50, 70)
+    scraped(spool, 120)
+    one = follower(spool)
+    assert one.round().problem == ""
+    filled = [30.03, 45.03, 75.03, 90.03, 105.03]
+    expected = sorted([*range(20), *range(50, 70), *filled])
+    assert read(spool.parent / "lake") == [(7, s) for s in expected]
+    energy = Lake(spool.parent / "lake").scan("job_stats").select("energy_j", "energy_counter_j").collect()
+    assert energy["energy_counter_j"].item() == pytest.approx(10_503, abs=1)  # 100 W from 0 to 105.03 s, once
+
+
+@pytest.mark.parametrize("job_id", [7, None])
+def test_whichever_comes_first_the_lake_is_the_same(job_id, spool, tmp_path):
+    """Without a job in the exporter's labels, a GPU's energy would be there with and without its job."""
+    lakes = []
+    for number, order in enumerate(permutations(["early", "late", "scraped"])):
+        folder = make_spool(tmp_path / f"spool-{number}")
+        one = follower(folder, f"lake-{number}")
+        for what in order:
+            if what == "scraped":
+                scraped(folder, 120, job_id)
+            else:
+                collected(folder, *((1, 0, 20) if what == "early" else (2, 50, 70)))
+            assert one.round().problem == ""
+        lakes.append(tmp_path / f"lake-{number}")
+    fills = [(job_id, s) for s in (30.03, 45.03, 75.03, 90.03, 105.03)]
+    expected = sorted([*((7, s) for s in (*range(20), *range(50, 70))), *fills], key=lambda row: row[1])
+    for table in ("gpu_samples", "gpu_minutes", "job_stats"):
+        frames = [in_order(Lake(lake).scan(table).collect()) for lake in lakes]
+        for frame in frames[1:]:
+            assert_frame_equal(frame, frames[0])
+    for lake in lakes:
+        assert read(lake) == expected
+        known = Lake(lake).inputs().filter(pl.col("name") == SNAPSHOT).select("rows_in", "rows_out", "rows_merged")
+        assert known.rows() == [(8, 5, 3)]
+
+
+def test_a_collector_in_another_spool_goes_before_too(spool, tmp_path):
+    """A site follows one spool of Prometheus, and one of each node; the snapshot is not at hand then."""
+    other = make_spool(tmp_path / "node")
+    scraped(spool, 60)
+    assert follower(spool).round().problem == ""
+    collected(other, 1, 0, 40)
+    assert follower(other).round().problem == ""
+    assert read(tmp_path / "lake") == [*((7, s) for s in range(40)), (7, 45.03)]
+    scraped(spool, 90)
+    assert follower(spool).round().refused == 0
+    assert read(tmp_path / "lake")[40:] == [(7, s) for s in (45.03, 60.03, 75.03)]
+
+
+def test_two_servers_that_scrape_one_gpu_both_give_way(spool, tmp_path):
+    scraped(spool, 60)
+    scraped(spool, 60, name="gpu/prometheus-b-dcgm-20261124T23Z.csv")
+    write_named(spool, SNAPSHOT, [gpu_cells(s + 0.5, 7) for s in range(0, 60, 15)])
+    one = follower(spool)
+    assert one.round().problem == ""
+    collected(spool, 1, 0, 20)
+    assert one.round().problem == ""
+    assert read(tmp_path / "lake") == [*((7, s) for s in range(20)), *((7, s) for s in (30.03, 30.5, 45.03, 45.5))]
+    sums = (
+        Lake(tmp_path / "lake").inputs().filter(pl.col("name").str.starts_with("gpu/prometheus")).select("rows_merged")
+    )
+    assert sums.sum().item() == 4
+    write_named(spool, SNAPSHOT, [gpu_cells(s + 0.5, 7) for s in range(0, 75, 15)])
+    assert one.round().refused == 0
+    assert read(tmp_path / "lake")[-1] == (7, 60.5)
