@@ -94,24 +94,25 @@ class SampleFile:
     def _write_column(self, leaf: Leaf, column: pa.ChunkedArray) -> Chunk:
         array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         nulls = array.null_count
-        levels = b"" if leaf.is_required else _levels(array, nulls)
+        present = _present(array) if 0 < nulls < len(array) else None
+        levels = b"" if leaf.is_required else _levels(len(array), nulls, present)
         if nulls == len(array):
             return self._write_chunk(len(array), nulls, levels, Page(pf.PLAIN, b""), None)
         if isinstance(array, pa.DictionaryArray):
             page, edges = _texts(array)
         else:
-            values = _values(array, nulls)
+            values = _values(array) if present is None else _values(array)[present]
             least, greatest = values.min(), values.max()
-            page = self._page(leaf.name, values, least == greatest)
+            page = self._page(leaf.name, values, least, greatest)
             edges = _plain(np.array([least])), _plain(np.array([greatest]))
         return self._write_chunk(len(array), nulls, levels, page, edges if leaf.name in self._with_range else None)
 
-    def _page(self, name: str, values: Array, is_constant: bool) -> Page:
-        if is_constant:
+    def _page(self, name: str, values: Array, least: Any, greatest: Any) -> Page:
+        if least == greatest and not (least == 0 and values.dtype.kind == "f"):  # a zero may be a negative one
             return Page(pf.RLE_DICTIONARY, _repeated(len(values)), (1, _plain(values[:1])))
         if name in self._delta and (packed := pack_deltas(values)) is not None:
             return Page(pf.DELTA_BINARY_PACKED, packed)
-        found = None if name in self._plain or name in self._delta else _numbered(values)
+        found = None if name in self._plain or name in self._delta else _numbered(values, least, greatest)
         return found or Page(pf.PLAIN, _plain(values))
 
     def _write_chunk(self, n: int, nulls: int, levels: bytes, page: Page, edges: tuple[bytes, bytes] | None) -> Chunk:
@@ -149,24 +150,26 @@ def _leaf(field: pa.Field) -> Leaf:
     return Leaf(field.name, physical, not field.nullable, meaning)
 
 
-def _levels(array: pa.Array, nulls: int) -> bytes:
+def _present(array: pa.Array) -> Array:
+    """Return which values are there, as booleans of shape (n,)."""
+    bits = np.frombuffer(array.buffers()[0], np.uint8)
+    return np.unpackbits(bits, count=array.offset + len(array), bitorder="little")[array.offset :].view(np.bool_)
+
+
+def _levels(n: int, nulls: int, present: Array | None) -> bytes:
     """Return the definition levels: 1 where a value is there."""
-    if nulls in (0, len(array)):
-        data = pf.varint(len(array) << 1) + (b"\x00" if nulls else b"\x01")
+    if present is None:
+        data = pf.varint(n << 1) + (b"\x00" if nulls else b"\x01")
     else:
-        bits = np.packbits(array.is_valid().to_numpy(zero_copy_only=False), bitorder="little")
+        bits = np.packbits(present, bitorder="little")
         data = pf.varint(len(bits) << 1 | 1) + bits.tobytes()
     return len(data).to_bytes(4, "little") + data
 
 
-def _values(array: pa.Array, nulls: int) -> Array:
-    """Return the values that are there."""
-    if nulls:
-        array = array.drop_null()
-    if pa.types.is_timestamp(array.type):
-        array = array.view(pa.int64())
-    values: Array = array.to_numpy(zero_copy_only=True)
-    return values
+def _values(array: pa.Array) -> Array:
+    """Return the values, anything where one is null; without pyarrow's to_numpy, which imports pandas."""
+    dtype = "<i8" if pa.types.is_timestamp(array.type) else array.type.to_pandas_dtype()
+    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
 
 
 def _plain(values: Array) -> bytes:
@@ -176,21 +179,21 @@ def _plain(values: Array) -> bytes:
     return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _numbered(values: Array) -> Page | None:
+def _numbered(values: Array, least: Any, greatest: Any) -> Page | None:
     """Return values as places in a dictionary in their order; None where that would not make them smaller."""
     is_float = values.dtype.kind == "f"
     whole = hundredths(values) if values.dtype == np.float32 else None if is_float else values
     if whole is None:
         return None
-    least = int(whole.min())
-    width = int(whole.max()) - least + 1
+    first, last = (round(float(edge) * _PER_UNIT) if is_float else int(edge) for edge in (least, greatest))
+    width = last - first + 1
     if width > WIDEST_RANGE:
         return None
-    from_least = np.subtract(whole, least, dtype=np.int64 if whole.dtype.itemsize > 2 else np.int32)
-    found = number_values(from_least.astype(np.int32, copy=False), width)
+    from_first = np.subtract(whole, first, dtype=np.int64 if whole.dtype.itemsize > 2 else np.int32)
+    found = number_values(from_first.astype(np.int32, copy=False), width)
     if found is None or (len(found[0]) > 256 and 3 * len(found[0]) > len(values)):
         return None
-    words = found[0].astype(np.int64) + least
+    words = found[0].astype(np.int64) + first
     dictionary = (words / _PER_UNIT if is_float else words).astype(values.dtype)
     return Page(pf.RLE_DICTIONARY, _places(found[1]), (len(dictionary), _plain(dictionary)))
 
@@ -209,7 +212,7 @@ def _repeated(n: int) -> bytes:
 
 def _texts(array: pa.DictionaryArray) -> tuple[Page, tuple[bytes, bytes]]:
     """Return a page of texts, of which only those that occur are stored, with the least and the greatest of them."""
-    codes = array.indices.to_numpy()
+    codes = _values(array.indices)
     least, greatest = int(codes.min()), int(codes.max())
     met = np.arange(least, least + 1)
     if least != greatest:

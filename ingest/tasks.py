@@ -20,8 +20,12 @@ from ingest.records import (
 
 def warm(worker: int) -> int:
     """Import what a scan needs, while the plan is being made elsewhere."""
+    import gc
+
     import ingest.scan  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # what was imported stays, so that the collector need not look at it again and again
     give_back_memory()
     return worker
 

@@ -222,10 +222,24 @@ static const char *any_number(const char *p, const char *end, const Field *field
     return p;
 }
 
+/* As quick_whole, of one to four digits: half the width, so that the processor has half the work. */
+static inline int quick_short(const char *p, int n, const Field *field, int64_t row) {
+    uint32_t w, zeros = 0x30303030u << 8 * (4 - n);
+    memcpy(&w, p, 4);
+    w <<= 8 * (4 - n);
+    const uint32_t wrong = ((w & 0xF0F0F0F0u) ^ zeros) | (((w + 0x06060606u) & 0xF0F0F0F0u) ^ zeros);
+    w = (w & 0x0F0F0F0Fu) * 2561 >> 8;
+    const int64_t m = (w & 0x00FF00FFu) * 6553601u >> 16;
+    if (wrong || m < field->least || m > field->most) return 0;
+    memcpy(field->out + (row << field->shift), &m, 8); /* the bytes too many are those of the next rows */
+    return 1;
+}
+
 /* Stores the whole number that p[0..n) is and returns 1; 0 where it is something else, or has more than eight digits.
  * No branch depends on how long it is, which no processor could foretell. Eight bytes must be readable. */
 static inline int quick_whole(const char *p, int64_t n, const Field *field, int64_t row) {
     if ((uint64_t)(n - 1) > 7) return 0;
+    if (n <= 4) return quick_short(p, (int)n, field, row);
     const int shift = 8 * (8 - (int)n);
     const uint64_t w = load(p) << shift, zeros = 0x3030303030303030ULL << shift;
     const uint64_t wrong = ((w & 0xF0F0F0F0F0F0F0F0ULL) ^ zeros) |
@@ -250,11 +264,24 @@ static inline int quick_decimal(const char *p, int64_t length, const Field *fiel
     return 1;
 }
 
+/* The same for seconds of ten digits, a point, and one to six digits, as microseconds. 24 bytes must be readable. */
+static inline int quick_time(const char *p, int64_t length, const Field *field, int64_t row) {
+    int64_t seconds, two, more;
+    if (length < 12 || p[10] != '.' || lead(p, &seconds) != 8 || lead(p + 8, &two) != 2) return 0;
+    const int k = lead(p + 11, &more);
+    if (k == 0 || k > 6 || k + 11 != length) return 0;
+    const int64_t m = (seconds * 100 + two) * INTEGERS_OF_TEN[k] + more;
+    const double value = (double)m / POWERS_OF_TEN[k];
+    if (!(value >= field->low && value <= field->high)) return 0;
+    ((int64_t *)(void *)field->out)[row] = m * MICROS[k];
+    return 1;
+}
+
 /* Stores the field p[0..n), after which its separator stands, if it is of the common kind; returns whether it did. */
-static inline int quick_field(const char *p, int64_t n, const char *end, const Field *field, int64_t row) {
+static inline int quick_field(const char *p, int64_t n, const Field *field, int64_t row) {
     const int32_t kind = field->kind;
     if (p[n] != field->separator) return 0;
-    if (kind == TIME_US) return any_number(p, end, field, row) == p + n;
+    if (kind == TIME_US) return quick_time(p, n, field, row);
     if (kind >= U8 && kind < F32) return quick_whole(p, n, field, row);
     if (kind == F32 || kind == F64) return quick_decimal(p, n, field, row);
     if (field->mask == 0 || (load(p) & field->mask) != field->text) return 0;
@@ -310,7 +337,7 @@ int64_t jobwatt_parse(const char *buf, int64_t len, int32_t width, const int32_t
             if (stops) {
                 const char *stop = base + __builtin_ctzll(stops);
                 stops &= stops - 1;
-                if (quick_field(p, stop - p, end, field, row)) {
+                if (quick_field(p, stop - p, field, row)) {
                     p = stop + 1;
                     continue;
                 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
@@ -43,7 +44,7 @@ def run_process(command: Sequence[str], *, watch_memory: bool = False) -> Run:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=ROOT, env=_as_installed())
         rss, pss = _watch(process) if watch_memory else (0.0, 0.0)
         code = process.wait()
         wall_s = time.perf_counter() - start
@@ -55,6 +56,11 @@ def run_process(command: Sequence[str], *, watch_memory: bool = False) -> Run:
         raise SystemExit(f"{' '.join(command)} ended with {code}:\n{errors[-4000:]}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Run(wall_s, cpu_s, output, rss, pss)
+
+
+def _as_installed() -> dict[str, str]:
+    """Return an environment in which modules keep their bytecode, as those of an installed package do."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def run_pairs(
