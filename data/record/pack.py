@@ -68,7 +68,7 @@ def make_files(folders: list[Path], gpu_name: str) -> Iterator[tuple[str, bytes]
         inside = pl.col("timestamp").is_between(job["started"], job["ended"]) & pl.col("gpu_index").is_in(job["gpus"])
         rows = gpu.filter(inside).sort("timestamp", "gpu_index")
         yield f"gpu/{shard}/{job_id}-{name}.csv", _csv(rows.select(GPU_COLUMNS))
-        yield f"gpu_extended/{shard}/{job_id}-{name}.csv", _csv(rows.select(EXTENDED_COLUMNS))
+        yield f"gpu_extended/{shard}/{job_id}-{name}.csv", _csv(rows.select(EXTENDED_COLUMNS).drop_nulls("energy_mJ"))
         if process.height:
             yield from _cpu_files(process, job, shard)
     yield "slurm-log.csv", _csv(pl.DataFrame([_log_row(job, name, gpu_name) for job in jobs]).select(LOG_COLUMNS))
@@ -87,7 +87,8 @@ def _cpu_files(process: pl.DataFrame, job: dict[str, Any], shard: str) -> Iterat
     rows = process.filter(mine).sort("EpochTime").select(CPU_COLUMNS)
     if rows.height:
         rows = rows.with_columns(ElapsedTime=(pl.col("EpochTime") - job["started"]).round(1))
-    yield f"cpu/{shard}/{job['job_id']}-timeseries.csv", _csv(rows)
+    known = rows.drop_nulls(["CPUTime", "RSS"])  # before the first row no interval is known; at the last, no process
+    yield f"cpu/{shard}/{job['job_id']}-timeseries.csv", _csv(known)
     quantities = CPU_COLUMNS[4:]
     statistics = {"Min": pl.Expr.min, "Max": pl.Expr.max, "Sum": pl.Expr.sum, "Avg": pl.Expr.mean}
     summary = rows.group_by("Step", "Node", "Series").agg(

@@ -216,7 +216,7 @@ def main() -> int:
     first, stop = (int(number) for number in arguments.rounds.split(":"))
     every = plan.first_batch(arguments.seed) if arguments.batch == "first" else plan.mixed_batch(arguments.seed, 1000)
     # the counter with every sample, as in the batches before; nobody else's jobs pay for it here
-    intervals = Plan(gpu_interval_s=0.1, process_interval_s=1.0, node_interval_s=5.0, energy_interval_s=0.1)
+    intervals = Plan(gpu_interval_s=0.1, process_interval_s=1.0, node_interval_s=5.0, energy_interval_s=0.05)
     with Service(Spool(arguments.out / "spool", arguments.node), NvmlBackend(), intervals) as service:
         recorder = Recorder(arguments.out, arguments.seconds, f"{arguments.seed} {arguments.batch} {first}", service)
         done = recorder.run(every[first:stop], arguments.budget)
