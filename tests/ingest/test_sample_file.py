@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import compiled, parquet_format
@@ -86,6 +86,7 @@ READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
+@settings(max_examples=30)
 @given(frame=samples(), cut=st.integers(0, 69))
 def test_what_is_written_is_read_back(tmp_path_factory, reader, frame, cut):
     path = written(tmp_path_factory.mktemp("part") / "x.parquet", frame, sorted({0, cut % frame.height}))
