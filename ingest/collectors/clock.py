@@ -1,4 +1,4 @@
-"""The time that rows carry: the wall clock's, but never one that was told before."""
+"""The time that rows carry: the wall clock's, and the order of a series' rows where that clock was set back."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-CATCH_UP: Final = 0.1
-"""While the wall clock is behind what was told, this clock runs slower by so much: 30 s are made up for in 300 s."""
+SLEWED_S: Final = 10.0
+"""A step of the wall clock of up to this is followed slowly, a longer one at once.
+
+It is the longest step between two samples that the lake counts as covered (`ingest.quality.MAX_GAP_S`): followed at
+once, a leap forward of 9 s would be 9 s of energy that nobody drew.
+"""
+
+SLEW: Final = 0.01
+"""By so much this clock runs faster or slower until it has followed: durations and energies are off by 1 % at most."""
 
 
 class SteadyClock:
-    """Gives epoch seconds. A wall clock that is set forward is followed at once, one that is set back little by little.
+    """Gives epoch seconds: the wall clock's, but steps of up to `SLEWED_S` are followed by 1 s in 100 s.
 
-    Were it followed at once, rows of two real moments would lie between each other, and a counter that rises would
-    seem to fall and rise with every row. What the wall clock did is an event of its own (``clock_step``).
+    So a time comes twice, and rows of two real moments lie between each other, only where the wall clock is set back by
+    more. What the wall clock did is an event of its own (``clock_step``).
     """
 
     def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -28,8 +35,11 @@ class SteadyClock:
         """Return the time now, in s since 1970."""
         with self._turn:
             now_s = self._monotonic()
-            behind_s = self._offset_s - (self._wall() - now_s)
-            self._offset_s -= min(behind_s, CATCH_UP * (now_s - self._at_s))
+            behind_s = self._wall() - now_s - self._offset_s
+            if abs(behind_s) <= SLEWED_S:
+                most_s = SLEW * (now_s - self._at_s)
+                behind_s = max(-most_s, min(most_s, behind_s))
+            self._offset_s += behind_s
             self._at_s = now_s
             return now_s + self._offset_s
 

@@ -11,8 +11,10 @@ from operator import is_
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ingest.collectors.clock import steady_time
 from ingest.collectors.hardware import GpuBackend, GpuDevice, GpuReading
 from ingest.collectors.jobs import job_of_process
+from ingest.collectors.order import BREAK_S, SeriesOrder, Telling
 from ingest.collectors.schedule import Events
 from ingest.collectors.spool import Spool, row
 from ingest.errors import GpuLostError
@@ -94,6 +96,7 @@ class GpuCollector:
         self._energy_s, self._monotonic = energy_s, monotonic
         self._indices = tuple(backend.indices())
         self._reading = threading.Lock()
+        self._order = SeriesOrder()
         self._job_ids: dict[int, int | None] = {}
         self._energy_due_s: dict[int, float] = {}
         self._silent: dict[int, tuple[bool, ...]] = {}
@@ -124,7 +127,7 @@ class GpuCollector:
                     job_id = self._jobs.job_of(index)
                     reading = self._read(index, with_energy=True)
                     if reading is not None:
-                        self._spool.append("gpu", GpuRow(reading, self._spool.node, job_id, index))
+                        self._append(reading, job_id, index)
                         self._job_ids.pop(index)
                 self._jobs.assigned.pop(index, None)
             finally:
@@ -142,7 +145,19 @@ class GpuCollector:
         if has_changed:
             self._job_ids[index] = job_id
             if before is not None:
-                self._spool.append("gpu", GpuRow(reading, self._spool.node, before, index))
+                self._append(reading, before, index)
+        self._append(reading, job_id, index)
+
+    def _append(self, reading: GpuReading, job_id: int | None, index: int) -> None:
+        """Append a job's row, as far as its time lets it; see `SeriesOrder`."""
+        telling = self._order.place(index, job_id, reading.time_s)
+        if telling is Telling.NOT:
+            return
+        if telling is Telling.WITHOUT_COUNTER and reading.energy_mj is not None:
+            reading = reading._replace(energy_mj=None)
+        if left_out := self._order.take_left_out(index, job_id):
+            detail = f"GPU {index}: rows left out where the clock had been set back"
+            self._events.record("gpu", "missed", count=left_out, seconds=BREAK_S, detail=detail)
         self._spool.append("gpu", GpuRow(reading, self._spool.node, job_id, index))
 
     def _is_energy_due(self, index: int, now_s: float) -> bool:
@@ -245,7 +260,7 @@ class Inventory:
         *,
         proc: Path = Path("/proc"),
         devices_s: float = 300.0,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = steady_time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.devices: dict[int, GpuDevice] = {}

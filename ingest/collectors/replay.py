@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ingest.collectors.clock import steady_time
 from ingest.collectors.gpu_columns import GPU_EXTENDED_VALUE_COLUMN_MAP, GPU_VALUE_COLUMN_MAP
 from ingest.collectors.hardware import CALLS, GpuDevice, GpuReading
 from ingest.errors import GpuLostError, HardwareError
@@ -50,7 +51,7 @@ class ReplayBackend:
         *,
         gpus: int | None = None,
         spin_s: Mapping[str, float] | None = None,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = steady_time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if not series or not all(series.values()):

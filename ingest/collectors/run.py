@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ingest.collectors.clock import SLEWED_S, steady_time
 from ingest.collectors.energy import EnergyTwice, read_energy_twice
 from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
@@ -128,7 +129,7 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
         if end is None:
             raise
         problem = str(error)
-    energy = tuple(read_energy_twice(options.spool, job_id, since_s=end.started_s))
+    energy = tuple(read_energy_twice(options.spool, job_id, since_s=end.started_s - SLEWED_S))
     return RunReport(job_id, label, end.exit_code, end.ended_s - end.started_s, energy, problem)
 
 
@@ -145,7 +146,7 @@ class _End:
 
 def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
     """Run a command as a job; what ends the service ends the command, but a collector's failure does not."""
-    started_s = time.time()
+    started_s = steady_time()
     child = subprocess.Popen(command, env={**os.environ, "JOBWATT_JOB_ID": str(job_id)})
     service.begin_job(job_id, child.pid, gpus)
     service.label(job_id, label)
@@ -166,7 +167,7 @@ def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus
         if not ended.wait(KILL_AFTER_S):
             child.kill()
     ended.wait()
-    ended_s = time.time()
+    ended_s = steady_time()
     service.end_job(job_id)
     code = child.wait()
     state = CANCELLED if cancelled else COMPLETED if code == 0 else FAILED

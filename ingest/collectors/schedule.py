@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from ingest.collectors.clock import SLEWED_S, steady_time
 from ingest.collectors.spool import Spool, row
 
 LATE_S: Final = 0.010
@@ -21,7 +22,7 @@ Slewing (at most 500 ppm) moves it by half a millisecond a second.
 class Events:
     """What happened to the collectors themselves: rows of the spool's ``events``, and counts of them."""
 
-    def __init__(self, spool: Spool, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, spool: Spool, *, wall: Callable[[], float] = steady_time) -> None:
         self.counts: dict[tuple[str, str], int] = {}
         self._spool, self._wall = spool, wall
 
@@ -89,7 +90,8 @@ class ClockWatch:
         offset_s = self._offset()
         step_s = offset_s - self._offset_s
         if abs(step_s) > CLOCK_STEP_S:
-            detail = f"wall clock minus monotonic clock is now {offset_s:.6f} s"
+            follows = "at once" if abs(step_s) > SLEWED_S else "by 1 %"
+            detail = f"rows follow {follows}; wall clock minus monotonic clock is now {offset_s:.6f} s"
             self._events.record("clock", "clock_step", seconds=step_s, detail=detail)
         self._offset_s = offset_s
 
