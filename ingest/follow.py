@@ -23,12 +23,12 @@ from ingest.collectors.spool import HEADERS, Lock, default_node, recover, row, w
 from ingest.disk import sync_folder
 from ingest.errors import JobwattError, SourceError, SpoolBusyError, SpoolError
 from ingest.head import HEAD, MANIFEST, read_head
+from ingest.lag import newest_sample
 from ingest.maintenance import MERGED, SMALL_ROWS, maintain
-from ingest.manifest import NO_PART, read_pieces
-from ingest.parts import time_range
 from ingest.pipeline import IngestReport, ingest
+from ingest.retention import BelievedTime
 from ingest.runner import Runner, SerialRunner
-from ingest.sources.spool_files import SPOOL_CLUSTER, SPOOL_FILE, is_segment
+from ingest.sources.spool_files import SPOOL_CLUSTER, SPOOL_FILE, is_segment, node_of
 from ingest.spool_lock import taking
 from ingest.units import S_PER_MINUTE
 
@@ -38,7 +38,14 @@ NOTES: Final = ".follower.json"
 IDLE_UPKEEP_S: Final = 60.0
 """Parts that cannot be merged, or not yet, are looked at no more often than this."""
 
-_TIMED: Final = ("cpu_samples", "node_samples")
+BELIEVED: Final = ".retention.json"
+"""In the spool: the time that retention believed last."""
+
+IDLE_SAID_S: Final = 600.0
+"""A follower that has nothing to do says so this often."""
+
+SLEWED_S: Final = 10.0
+"""A collector's clock may be this much ahead of the wall clock while it follows that slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +68,45 @@ class FollowPlan:
 class Round:
     """What one round did; ``lag_s`` is from the newest sample in the lake to now, None where there is none.
 
-    ``refusal`` names the first file that was refused, with its reason code.
+    Samples later than now, which a wrong clock made, are left out of it; ``ahead_s`` is how much later they are.
+    ``refusal`` names the first file that was refused, with its reason code; ``doubt`` says why
+    the clock is not believed.
     """
 
     rows: int = 0
     segments: int = 0
+    snapshots: int = 0
     lag_s: float | None = None
+    ahead_s: float = 0.0
     parts_merged: int = 0
     rows_dropped: int = 0
     refused: int = 0
     refusal: str = ""
     quarantined: int = 0
     problem: str = ""
+    doubt: str = ""
+
+    @property
+    def did_something(self) -> bool:
+        """Whether anything was taken, merged or dropped."""
+        return any((self.segments, self.snapshots, self.quarantined, self.parts_merged, self.rows_dropped))
+
+    @property
+    def trouble(self) -> tuple[str, str, str, bool]:
+        """What is wrong; it is said when it changes."""
+        return self.problem, self.refusal, self.doubt, self.ahead_s > 0
 
     def line(self) -> str:
         """Return what is said of it."""
         if self.problem:
             return f"follower: {self.problem}; trying again"
-        said = [f"{self.segments} segments, {self.rows} rows"]
+        said = [f"{self.segments} segments, {self.rows} rows"] if self.did_something else ["idle"]
+        if self.snapshots:
+            said.append(f"{self.snapshots} snapshots")
         if self.lag_s is not None:
             said.append(f"lag {self.lag_s:.1f} s")
+        if self.ahead_s:
+            said.append(f"samples up to {self.ahead_s:.0f} s later than now")
         for count, what in (
             (self.refused, f"files refused ({self.refusal})"),
             (self.quarantined, "rows in quarantine"),
@@ -89,6 +115,8 @@ class Round:
         ):
             if count:
                 said.append(f"{count} {what}")
+        if self.doubt:
+            said.append(self.doubt)
         return f"follower: {', '.join(said)}"
 
 
@@ -108,11 +136,27 @@ def follow(plan: FollowPlan, stop: Event, say: Callable[[str], None], *, wall: C
         )
     with taking(plan.spool, plan.lake, removes=True):
         follower = Follower(plan, wall=wall)
+        teller = Teller(say)
         while not stop.is_set():
             began_s = time.monotonic()
-            done = follower.round()
-            say(done.line())
+            teller.tell(follower.round(), began_s)
             stop.wait(max(0.0, plan.every_s - (time.monotonic() - began_s)))
+
+
+class Teller:
+    """Says a round where it did something, or where something else is wrong than before; else now and then."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._trouble: object = None
+        self._said_s = float("-inf")
+
+    def tell(self, done: Round, now_s: float) -> None:
+        """Say a round, if it is to be said."""
+        if done.did_something or done.trouble != self._trouble or now_s - self._said_s >= IDLE_SAID_S:
+            self._say(done.line())
+            self._said_s = now_s
+        self._trouble = done.trouble
 
 
 @dataclass(slots=True)
@@ -129,6 +173,12 @@ class _Notes:
             self.names = {str(name) for name in found["removed"]}
         except FileNotFoundError:
             self.names = set()
+        except OSError as error:
+            raise SpoolError(
+                f"{self.path}: {error.strerror or error}; the follower must be able to read and write the spool: "
+                "run it as the user that did before",
+                reason="no_permission" if isinstance(error, PermissionError) else "disk_error",
+            ) from error
         except (ValueError, KeyError, TypeError):  # the lake remembers a few names for ever then, that is all
             self.names = set()
 
@@ -156,14 +206,17 @@ class Follower:
     ) -> None:
         self._plan = plan
         self._wall, self._monotonic = wall, monotonic
-        self._offset_s = wall() - monotonic()
         self._runner = runner if runner is not None else SerialRunner()
         self._notes = _Notes(plan.spool / NOTES)
         self._notes.read()
+        self._nodes = {node for name in sorted(self._notes.names) if (node := node_of(name))}
+        self._node = ""
+        self._time = BelievedTime(plan.spool / BELIEVED, self._newest_s, wall=wall, monotonic=monotonic)
         self._start = datetime.fromtimestamp(wall(), UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         self._seq = 0
         self._own: set[str] = set()
         self._told_s = float("-inf")
+        self._doubt = ""
         self._looked_s = float("-inf")
         self._kept_from: datetime | None = None
 
@@ -192,18 +245,24 @@ class Follower:
             known -= removed
         taken = [r for r in report.records if r.status != "refused" and is_segment(r.name)]
         self._remove(r.name for r in taken)
+        self._node = next((node for r in taken if (node := node_of(r.name))), self._node)
+        self._nodes.update(node for r in taken if (node := node_of(r.name)))
         foreign = [r for r in taken if r.name not in self._own and r.is_taken]
         self._own -= {r.name for r in taken}
         merged, dropped = self._look_after()
+        lag_s, ahead_s = self._lag_s()
         return Round(
             rows=sum(r.rows_out for r in foreign),
             segments=len(foreign),
-            lag_s=self._lag_s(),
+            snapshots=sum(r.is_taken and not is_segment(r.name) for r in report.records),
+            lag_s=lag_s,
+            ahead_s=ahead_s,
             parts_merged=merged,
             rows_dropped=dropped,
             refused=report.files_refused,
             refusal=next((f"{r.name}: {r.reason} {r.detail}".strip() for r in report.records if r.reason), ""),
             quarantined=report.rows_quarantined,
+            doubt=self._time.doubt,
         )
 
     @staticmethod
@@ -240,14 +299,10 @@ class Follower:
         return done.parts_before, done.rows_dropped
 
     def _keep_from(self) -> datetime | None:
-        """Return the midnight before which samples go.
-
-        A wall clock that leaps forward makes none of them older: it is not believed until the next start.
-        """
+        """Return the midnight before which samples go, by a time that is believed."""
         if self._plan.keep_s is None:
             return None
-        now_s = min(self._wall(), self._monotonic() + self._offset_s)
-        oldest = datetime.fromtimestamp(now_s, UTC) - timedelta(seconds=self._plan.keep_s)
+        oldest = datetime.fromtimestamp(self._time.now_s(), UTC) - timedelta(seconds=self._plan.keep_s)
         return oldest.replace(hour=0, minute=0, second=0, microsecond=0)
 
     def _has_many_parts(self) -> bool:
@@ -260,19 +315,32 @@ class Follower:
                 small[part.table] = small.get(part.table, 0) + 1
         return max(small.values(), default=0) > plan.compact_after
 
-    def _lag_s(self) -> float | None:
-        newest = newest_sample(self._plan.lake, self._plan.cluster)
-        return None if newest is None else max(0.0, self._wall() - newest.timestamp())
+    def _lag_s(self) -> tuple[float | None, float]:
+        """Return how far the newest sample of this spool's nodes is behind, and how far samples are ahead; in s."""
+        now_s = self._wall()
+        until = datetime.fromtimestamp(now_s + SLEWED_S, UTC)
+        newest = newest_sample(self._plan.lake, self._plan.cluster, nodes=self._nodes, until=until)
+        is_ahead = newest.of_all is not None and newest.of_all > until
+        ahead_s = newest.of_all.timestamp() - now_s if newest.of_all is not None and is_ahead else 0.0
+        return None if newest.time is None else max(0.0, now_s - newest.time.timestamp()), ahead_s
+
+    def _newest_s(self) -> float | None:
+        until = datetime.fromtimestamp(self._wall(), UTC)
+        newest = newest_sample(self._plan.lake, self._plan.cluster, nodes=self._nodes, until=until).time
+        return None if newest is None else newest.timestamp()
 
     # -- its own events ------------------------------------------------------------------------------------------------
 
     def _tell(self, done: Round) -> None:
         """Leave an event in the spool, at most once a minute, where a round took something or failed."""
         now_s = self._monotonic()
-        if now_s - self._told_s < S_PER_MINUTE or not (done.problem or done.segments):
+        problem = done.problem or ("" if done.doubt == self._doubt else done.doubt)
+        if now_s - self._told_s < S_PER_MINUTE or not (problem or done.segments):
             return
-        event = ("error", 1, None, done.problem) if done.problem else ("lag", done.rows, done.lag_s, None)
-        node = default_node()
+        event = ("error", 1, None, problem) if problem else ("lag", done.rows, done.lag_s, None)
+        if not done.problem:
+            self._doubt = done.doubt
+        node = self._node or default_node()
         self._seq += 1
         name = f"events/{node}-follower-{self._start}-{self._seq:06d}.csv"
         what, count, seconds, detail = event
@@ -314,18 +382,3 @@ def close_left_open(spool: Path) -> list[Path]:
         return recover(spool)
     finally:
         lock.release()
-
-
-def newest_sample(lake: Path, cluster: str) -> datetime | None:
-    """Return the time of the newest sample of a cluster, None where there is none."""
-    if not (lake / MANIFEST / HEAD).exists():
-        return None
-    head = read_head(lake)
-    if not head.pieces:
-        return None
-    mine = read_pieces(lake, head).filter((pl.col("cluster") == cluster) & (pl.col("part") != NO_PART))
-    newest = mine["last_time"].max()
-    if isinstance(newest, datetime):
-        return newest
-    files = [part for part in head.parts if part.cluster == cluster and part.table in _TIMED]
-    return max((time_range(head.path(lake, part), "time")[1] for part in files), default=None)

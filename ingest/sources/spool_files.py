@@ -21,7 +21,7 @@ SILENT: Final = "silent"
 FOLDERS: Final = ("gpu", "process", "node", "devices", "events", "labels", "jobs")
 
 _SEGMENT = re.compile(
-    rf"^(?:{'|'.join(FOLDERS)})/[A-Za-z0-9][A-Za-z0-9._-]*-\d{{8}}T\d{{6}}(?:\.\d{{1,6}})?Z-\d{{6}}\.csv$"
+    rf"^(?P<folder>{'|'.join(FOLDERS)})/(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)-\d{{8}}T\d{{6}}(?:\.\d{{1,6}})?Z-\d{{6}}\.csv$"
 )
 
 
@@ -67,3 +67,13 @@ def is_segment(name: str) -> bool:
     (True, False)
     """
     return _SEGMENT.match(name) is not None
+
+
+def node_of(name: str) -> str:
+    """Return the node whose samples a segment has; empty where it has none, or is no segment.
+
+    >>> node_of("gpu/n1-20261124T224200.123456Z-000001.csv"), node_of("gpu/prometheus-dcgm-20261124T22.csv")
+    ('n1', '')
+    """
+    found = _SEGMENT.match(name)
+    return found["node"] if found is not None and found["folder"] in ("gpu", "process", "node") else ""

@@ -16,8 +16,8 @@ from polars.testing import assert_frame_equal
 import ingest.follow
 from app.cli import run
 from app.following import parse_age_s
-from ingest.errors import SourceError
-from ingest.follow import Follower, FollowPlan, follow
+from ingest.errors import SourceError, SpoolError
+from ingest.follow import Follower, FollowPlan, Round, Teller, follow
 from ingest.lake import Lake
 from ingest.pipeline import ingest as ingest_once
 from ingest.runner import SerialRunner
@@ -266,6 +266,66 @@ def test_the_loop_ends_after_the_round_in_which_it_was_told_to(spool):
     assert said == ["follower: 1 segments, 1 rows, lag 10.0 s"]
 
 
+def test_a_follower_with_nothing_to_do_says_so_every_ten_minutes_and_a_new_trouble_at_once():
+    said: list[str] = []
+    teller = Teller(said.append)
+    rounds = [
+        (0, Round(rows=3, segments=1, lag_s=1.0)),
+        (10, Round(lag_s=11.0)),
+        (20, Round(lag_s=21.0, refused=1, refusal="gpu/a.csv: missing_column")),
+        (30, Round(lag_s=31.0, refused=1, refusal="gpu/a.csv: missing_column")),
+        (40, Round(problem="no space left")),
+        (50, Round(problem="no space left")),
+        (60, Round(lag_s=61.0)),
+        (650, Round(lag_s=651.0)),
+        (660, Round(lag_s=661.0)),
+        (670, Round(lag_s=1.0, snapshots=2)),
+    ]
+    for now_s, done in rounds:
+        teller.tell(done, now_s)
+    assert said == [
+        "follower: 1 segments, 3 rows, lag 1.0 s",
+        "follower: idle, lag 21.0 s, 1 files refused (gpu/a.csv: missing_column)",
+        "follower: no space left; trying again",
+        "follower: idle, lag 61.0 s",
+        "follower: idle, lag 661.0 s",
+        "follower: 0 segments, 0 rows, 2 snapshots, lag 1.0 s",
+    ]
+
+
+def test_the_lag_is_that_of_the_nodes_of_this_spool_and_its_event_names_them(spool, tmp_path):
+    """A collector that died is not to be hidden by those of other nodes that feed the same cluster."""
+    clock = Clock(100)
+    write_segment(spool, "gpu", 1, [gpu_cells(0, 7)], node="login-2")
+    one = follower(spool, clock)
+    gpu = write_segment(spool, "gpu", 2, [gpu_cells(40, 7, node="login-2")], node="login-2")
+    other = make_spool(tmp_path / "other")
+    write_segment(other, "gpu", 1, [gpu_cells(99, 8)])
+    Follower(FollowPlan(other, tmp_path / "lake"), wall=clock, monotonic=clock.monotonic).round()
+    assert one.round().lag_s == pytest.approx(60)
+    assert not gpu.exists()
+    assert follower(spool, clock).round().lag_s == pytest.approx(60)
+    told = lake_of(spool).scan("collector_events").filter(pl.col("event") == "lag").select("node").collect()
+    assert told["node"].to_list() == ["login-2"]
+
+
+def test_samples_of_the_future_do_not_hide_that_nothing_comes(spool):
+    clock = Clock(100)
+    one = follower(spool, clock)
+    write_segment(spool, "gpu", 1, [gpu_cells(s, 7) for s in (10, 20, 30, 86_400)])
+    done = one.round()
+    assert done.lag_s == pytest.approx(70)
+    assert done.line().endswith("lag 70.0 s, samples up to 86300 s later than now")
+    clock.seconds = 400
+    assert one.round().lag_s == pytest.approx(370)
+
+
+def test_notes_that_may_not_be_read_are_one_clear_line(spool):
+    (spool / ".follower.json").mkdir()
+    with pytest.raises(SpoolError, match=r"follower\.json: Is a directory; .* run it as the user that did before"):
+        follower(spool)
+
+
 # -- many small parts, old samples -------------------------------------------------------------------------------------
 
 
@@ -344,6 +404,53 @@ def test_a_wall_clock_that_leaps_forward_drops_no_samples(spool):
     clock.leap(-400 * 86_400)
     clock.seconds += 3 * 86_400
     assert one.round().rows_dropped == 42
+
+
+def test_a_node_that_boots_with_its_clock_ahead_drops_nothing_and_says_so(spool):
+    clock = Clock(day(0.5))
+    fill(spool, follower(spool, clock, keep_s=86_400.0), 2, at=day(0) + 100)
+    (spool / ".retention.json").unlink(missing_ok=True)  # the first start with retention: the lake's newest counts
+    clock.leap(400 * 86_400)
+    for _ in range(2):
+        one = follower(spool, clock, keep_s=86_400.0)
+        done = one.round()
+        assert done.rows_dropped == 0
+        assert done.doubt.startswith("the clock is 400.")
+        assert "days ahead of what it should be" in done.doubt
+        assert done.line().endswith(done.doubt)
+    assert len(times(lake_of(spool))) == 20
+    clock.seconds += 60
+    assert one.round().doubt == done.doubt
+    told = lake_of(spool).scan("collector_events").filter(pl.col("detail").str.contains("clock_step")).collect()
+    assert told.height >= 1
+    clock.leap(-400 * 86_400)
+    assert one.round().doubt == ""
+
+
+def test_a_clock_that_has_said_so_for_a_day_is_believed(spool):
+    clock = Clock(day(0.5))
+    one = follower(spool, clock, keep_s=86_400.0)
+    fill(spool, one, 2, at=day(0) + 100)
+    clock.leap(40 * 86_400)
+    dropped = [one.round().rows_dropped]
+    for _ in range(23):
+        clock.seconds += 3600
+        dropped.append(one.round().rows_dropped)
+    assert sum(dropped) == 0
+    clock.seconds += 3600
+    assert one.round().rows_dropped == 42
+
+
+def test_a_clock_that_was_behind_at_the_start_is_believed_when_it_is_set_right(spool):
+    clock = Clock(day(0.5))
+    fill(spool, follower(spool, clock, keep_s=86_400.0), 2, at=day(0) + 100)
+    clock.seconds += 2 * 86_400
+    clock.leap(-3000 * 86_400)
+    one = follower(spool, clock, keep_s=86_400.0)
+    assert "behind what it should be" in one.round().doubt
+    clock.leap(3000 * 86_400 - 1.5 * 86_400)
+    clock.seconds += 10
+    assert one.round().doubt == ""
 
 
 def test_after_old_samples_went_a_job_goes_on_as_if_they_were_there(spool, tmp_path):

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from ingest.errors import LakeError
-from ingest.follow import newest_sample
+from ingest.lag import newest_sample
 from ingest.lake import Lake
 from tests.recorded_gpus import write_recording
 from tests.spool_files import NODE, gpu_cells, make_spool, write_segment
@@ -107,7 +107,7 @@ def test_from_the_sensor_to_a_lake_that_can_be_read_it_takes_less_than_a_minute(
         while time.monotonic() < until_s:
             time.sleep(1)
             try:
-                newest = newest_sample(lake, "live")
+                newest = newest_sample(lake, "live").time
             except LakeError:  # written in this very moment
                 continue
             if newest is not None:
