@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from app.cli import DATA_PROBLEM
+from app.following import parse_age_s
 from app.output import Show, with_format
 from app.settings import load, with_lake
 
@@ -52,6 +53,23 @@ def _gpu_numbers(ctx: click.Context, parameter: click.Parameter, text: str | Non
     return tuple(map(int, words))
 
 
+def _cluster(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    from ingest.cluster_name import check_cluster_name
+
+    try:
+        return name if name is None else check_cluster_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _age(ctx: click.Context, parameter: click.Parameter, text: str) -> str:
+    try:
+        parse_age_s(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
 @click.command()
 @click.option("--spool", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to.")
 @click.option("--gpu-interval", type=SECONDS, default=0.1, show_default=True, help="Seconds; 0: no GPUs.")
@@ -79,6 +97,15 @@ def _gpu_numbers(ctx: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--label", metavar="NAME", help="Collect while COMMAND runs, and note that it is a NAME.")
 @click.option("--gpus", metavar="N,N", callback=_gpu_numbers, help="COMMAND's GPUs.  [default: $CUDA_VISIBLE_DEVICES]")
 @click.option("--systemd", is_flag=True, help="Print systemd units for this collector and its follower, and end.")
+@click.option("--cluster", callback=_cluster, help="--systemd: the follower's.")
+@click.option(
+    "--keep-samples",
+    metavar="AGE",
+    default="30d",
+    show_default=True,
+    callback=_age,
+    help="--systemd: the follower drops older samples.",
+)
 @with_lake
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @with_format
@@ -98,6 +125,8 @@ def collect(
     label: str | None,
     gpus: tuple[int, ...] | None,
     systemd: bool,
+    cluster: str | None,
+    keep_samples: str,
     lake: Path | None,
     command: tuple[str, ...],
 ) -> None:
@@ -106,13 +135,19 @@ def collect(
     GPUs are read by NVML (power, clocks, utilization, …), processes of jobs and the node by /proc and /sys. Samples
     survive a `kill -9` up to the last seconds; `jobwatt lake ingest SPOOL` takes them into a lake. A GPU's rows carry
     the Slurm job whose processes use it. Of a labelled run, the GPUs' energy is told twice at its end, by counter and
-    by integral, and the exit code is that of COMMAND; --lake is for --systemd.
+    by integral, and the exit code is that of COMMAND; --lake,
+    --cluster and --keep-samples are for --systemd.
 
     Example: jobwatt collect --spool /var/spool/jobwatt --label resnet50 -- python train.py
     """
     if systemd:
-        click.echo(systemd_units(_given_words(), spool.absolute(), load(lake=lake).lake.absolute(), probe), nl=False)
+        where = (spool.absolute(), load(lake=lake).lake.absolute(), probe)
+        units = systemd_units(_given_words(), *where, cluster=cluster, keep_samples=keep_samples)
+        click.echo(units, nl=False)
         return
+    given = click.get_current_context().get_parameter_source
+    if any(given(name) is ParameterSource.COMMANDLINE for name in ("cluster", "keep_samples")):
+        raise click.UsageError("--cluster and --keep-samples are for --systemd; give them to lake ingest --follow.")
     if label is None and (command or gpus is not None):
         raise click.UsageError("a COMMAND and --gpus need --label NAME, which says what it is.")
     if label is not None and not command:
@@ -164,29 +199,48 @@ def _given_words() -> list[str]:
     return words
 
 
-def systemd_units(words: list[str], spool: Path, lake: Path, probe: Path | None = None) -> str:
+def systemd_units(
+    words: list[str],
+    spool: Path,
+    lake: Path,
+    probe: Path | None = None,
+    *,
+    cluster: str | None = None,
+    keep_samples: str = "30d",
+) -> str:
     """Return the units of a collector with these further options and of the follower that feeds a lake from its spool.
 
     Both run as root: other users' ``/proc/PID/io`` and the processor's energy counters are closed to everybody else.
+    The follower begins after the collector, whose spool it needs, and has time to end a round that merges parts.
     """
     jobwatt = str(Path(sys.executable).with_name("jobwatt"))
     collector = [jobwatt, "collect", "--spool", str(spool), *words]
     follower = [jobwatt, "lake", "ingest", str(spool), "--follow", "--lake", str(lake)]
+    follower += [*(() if cluster is None else ("--cluster", cluster)), "--keep-samples", keep_samples]
+    after = "jobwatt-collect.service"
     own = [spool] if probe is None else [spool, probe.absolute()]
     return "\n".join(
         (
             _unit("jobwatt-collect", "jobwatt collector: telemetry of this node into a spool", collector, own),
-            _unit("jobwatt-follow", "jobwatt follower: the spool into a lake", follower, [lake, spool]),
+            _unit(
+                "jobwatt-follow",
+                "jobwatt follower: the spool into a lake",
+                follower,
+                [lake, spool],
+                after=after,
+                stop_s=120,
+            ),
         )
     )
 
 
-def _unit(name: str, text: str, command: list[str], writes: list[Path]) -> str:
+def _unit(name: str, text: str, command: list[str], writes: list[Path], *, after: str = "", stop_s: int = 30) -> str:
     words, folders = " ".join(map(_systemd_word, command)), [_systemd_word(str(folder)) for folder in writes]
     return f"""# /etc/systemd/system/{name}.service
 [Unit]
 Description={text}
-After=local-fs.target remote-fs.target
+Wants=time-sync.target
+After={" ".join(filter(None, ("local-fs.target", "remote-fs.target", "time-sync.target", after)))}
 
 [Service]
 ExecStartPre=+/bin/mkdir -p {" ".join(folders)}
@@ -194,7 +248,7 @@ ExecStart={words}
 Restart=on-failure
 RestartSec=30
 KillSignal=SIGTERM
-TimeoutStopSec=30
+TimeoutStopSec={stop_s}
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict

@@ -111,9 +111,29 @@ def test_the_units_run_the_collector_as_it_was_called_and_the_follower(tmp_path)
         f'ExecStart={jobwatt} collect --spool "/var/spool/job watt" --gpu-interval 1.0 --prometheus 127.0.0.1:9500'
     )
     assert collector in result.output.splitlines()
-    follower = f'ExecStart={jobwatt} lake ingest "/var/spool/job watt" --follow --lake /data/lake'
+    follower = f'ExecStart={jobwatt} lake ingest "/var/spool/job watt" --follow --lake /data/lake --keep-samples 30d'
     assert follower in result.output.splitlines()
     assert "ReadWritePaths=/data/lake" in result.output
+
+
+def test_the_follower_s_unit_has_its_cluster_its_age_and_the_time_it_needs():
+    words = ["collect", "--spool", "/s", "--lake", "/l", "--systemd", "--cluster", "hall-2", "--keep-samples", "90d"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0
+    collector, follower = result.output.split("# /etc/systemd/system/jobwatt-follow.service")
+    assert "--lake /l --cluster hall-2 --keep-samples 90d\n" in follower
+    assert "--cluster" not in collector
+    for unit in (collector, follower):
+        assert "Wants=time-sync.target\n" in unit
+    assert "After=local-fs.target remote-fs.target time-sync.target\n" in collector
+    assert "After=local-fs.target remote-fs.target time-sync.target jobwatt-collect.service\n" in follower
+    assert ("TimeoutStopSec=30\n" in collector, "TimeoutStopSec=120\n" in follower) == (True, True)
+
+
+@pytest.mark.parametrize("words", [["--cluster", "a"], ["--keep-samples", "3d"], ["--systemd", "--keep-samples", "3"]])
+def test_what_is_for_the_follower_s_unit_is_refused_elsewhere(words, tmp_path):
+    assert run(["collect", "--spool", str(tmp_path / "spool"), *words]) == 2
+    assert not (tmp_path / "spool").exists()
 
 
 def test_systemd_takes_percent_signs_and_quotes_literally():
