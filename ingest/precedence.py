@@ -24,6 +24,7 @@ from ingest.sources.spool_files import classify_spool, is_segment
 from ingest.staging import Staging, conform_pieces
 
 REASON: Final = "collector_has_them"
+DOUBLED: Final = "two_collectors"
 
 _DEVICE: Final = ["node", "gpu_index"]
 _GAP: Final = pl.duration(microseconds=round(MAX_GAP_S * 1e6))
@@ -39,12 +40,13 @@ class Yielded:
     spec: CommitSpec
     fresh: pl.DataFrame
     renewed: Mapping[str, FileRecord] = field(default_factory=dict)
+    doubled: Mapping[CountKey, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[CountKey, int]:
-        """How many rows of each snapshot gave way, as observations."""
+        """How many rows of each snapshot gave way, and of which two collectors tell, as observations."""
         records = (*(r for r in self.spec.records if r.is_taken and _is_yielding(r.name)), *self.renewed.values())
-        return {(r.name, None, REASON, ""): r.rows_merged for r in records if r.rows_merged}
+        return {**{(r.name, None, REASON, ""): r.rows_merged for r in records if r.rows_merged}, **self.doubled}
 
 
 def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: pl.DataFrame) -> Yielded:
@@ -60,14 +62,15 @@ def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: 
     new = fresh.filter(pl.col("table") == "gpu_samples")
     collected, come = _of(new, _is_collected), _of(new, _is_yielding)
     old = _near(_of(stays, _is_yielding), collected)
+    twice = find_doubled(collected, _near(_of(stays, _is_collected), collected))
     if not (come.height or old.height):
-        return Yielded(spec, fresh)
+        return Yielded(spec, fresh, doubled=twice)
     around = _near(_of(stays, _is_collected), pl.concat([come, old]))
     covered = cover(pl.concat([around, collected]))
     touched = set(_overlapping(come, covered)["part"])
     names = _with_companions(_overlapping(old, covered), stays)
     if not (touched or names):
-        return Yielded(spec, fresh)
+        return Yielded(spec, fresh, doubled=twice)
     results, lost = [], Counter[str]()
     for result in spec.results:
         kept, dropped = _cut_staged(result, covered, touched, spec.staging)
@@ -80,7 +83,35 @@ def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: 
         renewed = _records(inputs.filter(pl.col("name").is_in(sorted(names))), dropped)
     pieces = [conform_pieces(read_part(r.pieces)) for r in results if r.pieces]
     spec = replace(spec, results=tuple(results), records=records)
-    return Yielded(spec, pl.concat([fresh.clear(), *pieces]), renewed)
+    return Yielded(spec, pl.concat([fresh.clear(), *pieces]), renewed, twice)
+
+
+def find_doubled(collected: pl.DataFrame, known: pl.DataFrame) -> dict[CountKey, int]:
+    """Return how many rows of collectors are of a GPU and time that another run of a collector covers, by their files.
+
+    Parameters
+    ----------
+    collected, known : pieces of segments that come, and of those that the lake has
+    """
+    if not collected.height:
+        return {}
+    runs = {entry: _run(entry) for entry in (*collected["input"].unique(), *known["input"].unique())}
+    run = pl.col("input").replace_strict(runs, return_dtype=pl.String)
+    named = [frame.with_columns(run=run) for frame in (collected, known)]
+    spans = [
+        cover(mine).with_columns(other=pl.lit(run, pl.String))
+        for (run,), mine in pl.concat(named, how="diagonal").group_by("run", maintain_order=True)
+    ]
+    both = named[0].join(pl.concat(spans), on=_DEVICE, how="inner").filter(pl.col("run") != pl.col("other"))
+    overlap = pl.min_horizontal("last_time", "last") - pl.max_horizontal("first_time", "first")
+    twice = both.filter(overlap > pl.duration(seconds=1)).unique(["part", "row_start"])
+    by_file = twice.group_by("input").agg(pl.col("rows").sum()).sort("input")
+    return {(entry.split(SEPARATOR)[0], None, DOUBLED, ""): rows for entry, rows in by_file.iter_rows()}
+
+
+def _run(entry: str) -> str:
+    """Return which run of a collector wrote a piece's segments; all that the lake has forgotten count as one."""
+    return ",".join(sorted({name.rpartition("-")[0].rpartition("/")[2] for name in entry.split(SEPARATOR)}))
 
 
 def cover(pieces: pl.DataFrame) -> pl.DataFrame:

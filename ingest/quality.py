@@ -117,6 +117,11 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "gap": (NOTICE, "steps longer than MAX_GAP_S"),
     "clock_jump": (DEFECT, "steps longer than CLOCK_JUMP_S"),
     "time_zone_assumed": (NOTICE, "local times without a zone, taken as UTC; say which with --time-zone"),
+    "two_collectors": (
+        NOTICE,
+        "rows of a GPU and time of which another run of a collector tells too; under two jobs its energy counts twice: "
+        "take a labelled run beside a service into another --cluster",
+    ),
     "collector_has_them": (NOTICE, "rows of Prometheus of a time in which the GPU's own collector ran; not taken"),
     "outside_job": (NOTICE, "samples over a minute before the job's start or after its end"),
     "gpus_not_seen": (NOTICE, "GPUs that the log allocates to the job and no sample is of; they count as not covered"),

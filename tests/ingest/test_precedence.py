@@ -120,6 +120,29 @@ def test_a_collector_in_another_spool_goes_before_too(spool, tmp_path):
     assert read(tmp_path / "lake")[40:] == [(7, s) for s in (45.03, 60.03, 75.03)]
 
 
+def test_a_gpu_that_two_collectors_tell_of_at_one_time_is_counted(spool, tmp_path):
+    """A labelled run beside a service: which of the two is believed cannot be told, but it is said."""
+    for number in (1, 2):
+        collected(spool, number, 20 * number - 20, 20 * number, None)
+    alone = ingest(str(spool), tmp_path / "lake", runner=SerialRunner())
+    assert "two_collectors" not in alone.reasons
+    labelled = make_spool(tmp_path / "labelled")
+    rows = [gpu_cells(s + 0.5, 8) for s in range(10, 30)]
+    write_named(labelled, "gpu/n1-20261124T234318.500000Z-000001.csv", rows)
+    report = ingest(str(labelled), tmp_path / "lake", runner=SerialRunner())
+    assert report.reasons["two_collectors"] == 20
+    assert not report.partial
+    apart = ingest(str(labelled), tmp_path / "apart", cluster="runs", runner=SerialRunner())
+    assert "two_collectors" not in apart.reasons
+
+
+def test_a_collector_that_is_started_again_is_one_after_the_other(spool, tmp_path):
+    collected(spool, 1, 0, 20)
+    write_named(spool, "gpu/n1-20261124T234330.000000Z-000001.csv", [gpu_cells(s, 7) for s in range(21, 40)])
+    report = ingest(str(spool), tmp_path / "lake", runner=SerialRunner())
+    assert "two_collectors" not in report.reasons
+
+
 def test_two_servers_that_scrape_one_gpu_both_give_way(spool, tmp_path):
     scraped(spool, 60)
     scraped(spool, 60, name="gpu/prometheus-b-dcgm-20261124T23Z.csv")
