@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from polars.exceptions import PolarsError
 
+from ingest.compiled import is_available
 from ingest.disk import Syncing
 from ingest.errors import LakeError
 from ingest.records import Part
@@ -64,15 +65,20 @@ class PartWriter:
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._schema = _writer_schema(table)
-        self._stretches = stretches
+        self.stretches = stretches
         delta = table.delta if stretches else ()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb")
-        self._writer = self._open_writer(delta)
+        try:
+            self._writer = self._open_writer(delta)
+        except BaseException:
+            self._file.close()
+            path.unlink(missing_ok=True)
+            raise
 
     def _open_writer(self, delta: Sequence[str]) -> SampleFile | pq.ParquetWriter:
         table = self._table
-        if table.name == "gpu_samples":
+        if table.name == "gpu_samples" and is_available():
             return SampleFile(
                 self._file,
                 self._schema,
@@ -101,10 +107,14 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
+        if kind is not None:
             self.discard()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, frame: pl.DataFrame, starts: Sequence[int] | np.ndarray[Any, Any] | None = None) -> int:
         """Write rows and return the number of the first of them in the part; ``starts`` are where stretches begin."""
@@ -116,7 +126,7 @@ class PartWriter:
         edges = [*(int(s) for s in starts), frame.height] if starts is not None else [0, frame.height]
         begin = 0
         for edge in edges[1:]:
-            if self._stretches or self._pending_rows + edge - begin >= ROW_GROUP_ROWS:
+            if self.stretches or self._pending_rows + edge - begin >= ROW_GROUP_ROWS:
                 self._pending.append(table.slice(begin, edge - begin))
                 self._flush()
                 begin = edge
@@ -167,8 +177,9 @@ class PartWriter:
 
     def discard(self) -> None:
         """Throw the part away."""
-        with contextlib.suppress(OSError, pa.ArrowException, ValueError):
-            self._writer.close()
+        if isinstance(self._writer, pq.ParquetWriter):
+            with contextlib.suppress(OSError, pa.ArrowException, ValueError):
+                self._writer.close()
         with contextlib.suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)

@@ -127,6 +127,8 @@ class Staging:
                         self.null_cells[inputs[file], column] += n
 
     def _writer(self, stem: str, table: str, stretches: bool) -> PartWriter:
+        if stem in self._open and self._open[stem].stretches and not stretches:
+            self._parts.append(self._open.pop(stem).close(self._syncing))  # each short stretch would be a row group
         if stem not in self._open:
             path = self._folder / stem / f"{self._name}-{self._number[stem]:04d}.parquet"
             self._number[stem] += 1
