@@ -269,9 +269,11 @@ class Inventory:
         seen: dict[int, int | None] = {}
         for index in self._backend.indices():
             try:
-                pids = self._backend.process_ids(index)
+                pids: Sequence[int] | None = self._backend.process_ids(index)
             except GpuLostError:
                 pids = ()
+            if pids is None:  # it does not say now: what it said last still stands
+                continue
             seen |= {pid: self._job_ids.get(pid) or self._job_id(pid) for pid in pids}
             self._jobs.found[index] = frozenset(job for pid in pids if (job := seen[pid]) is not None)
         self._job_ids = seen

@@ -190,6 +190,32 @@ def test_a_gpu_carries_the_job_whose_processes_use_it(live, driver, tmp_path):
     assert live.jobs.jobs_of(0) == {7, 8}
 
 
+def test_a_refusal_to_name_the_processes_leaves_the_gpu_its_job(live, driver):
+    write_process(live.root / "proc", Told(100, cgroup="0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0"))
+    driver.gpus[0]["ComputeRunningProcesses_v3"] = (100,)
+    for code in (0, nv.NVML_ERROR_UNKNOWN, 0):
+        driver.codes = {(0, "ComputeRunningProcesses_v3"): code}
+        live.inventory.tick()
+        assert live.jobs.job_of(0) == 7
+    driver.gpus[0]["ComputeRunningProcesses_v3"] = ()
+    live.inventory.tick()
+    assert live.jobs.job_of(0) is None
+
+
+@pytest.mark.parametrize("code", [nv.NVML_ERROR_UNKNOWN, nv.NVML_ERROR_UNINITIALIZED, nv.NVML_ERROR_INVALID_ARGUMENT])
+def test_a_gpu_that_refuses_everything_has_no_rows_and_a_handful_of_events(live, driver, code):
+    live.run(1.0)
+    driver.refuse(0, code)
+    live.run(60.0)
+    assert set(live.collector.latest) == {1}
+    assert sum(row["gpu_index"] == "0" for row in live.rows("gpu")) == 10
+    assert len(live.rows("events")) < 20
+    driver.codes.clear()
+    live.run(20.0)
+    last = live.rows("gpu")[-2]
+    assert (last["gpu_index"], last["temperature_memory"], last["pcie_link_width_current"]) == ("0", "48", "16")
+
+
 def test_an_assigned_job_goes_before_what_is_found(live, driver):
     live.jobs.assigned[1] = 99
     live.collector.tick()
