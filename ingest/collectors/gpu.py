@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import is_
+from operator import is_, itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ingest.collectors.energy import EnergySum, EnergyTwice
 from ingest.collectors.hardware import GpuBackend, GpuDevice, GpuReading
 from ingest.collectors.jobs import job_of_process
 from ingest.collectors.schedule import Events
@@ -95,6 +96,7 @@ class GpuCollector:
         self._indices = tuple(backend.indices())
         self._reading = threading.Lock()
         self._job_ids: dict[int, int | None] = {}
+        self._energies: dict[tuple[int, int], EnergySum] = {}
         self._energy_due_s: dict[int, float] = {}
         self._silent: dict[int, tuple[bool, ...]] = {}
         self._last_silent: dict[tuple[int, bool], tuple[bool, ...]] = {}
@@ -121,10 +123,10 @@ class GpuCollector:
                 return
             try:
                 if self._energy_s > 0 and index in self._job_ids:
-                    job_id = self._jobs.job_of(index)
+                    job_id, now_s = self._jobs.job_of(index), self._monotonic()
                     reading = self._read(index, with_energy=True)
                     if reading is not None:
-                        self._spool.append("gpu", GpuRow(reading, self._spool.node, job_id, index))
+                        self._append(index, job_id, reading, now_s)
                         self._job_ids.pop(index)
                 self._jobs.assigned.pop(index, None)
             finally:
@@ -136,14 +138,35 @@ class GpuCollector:
         before = self._job_ids.get(index)
         has_changed = job_id != before or index not in self._job_ids
         is_due = self._is_energy_due(index, now_s)
+        read_s = self._monotonic()
         reading = self._read(index, with_energy=is_due or (has_changed and self._energy_s > 0))
         if reading is None:
             return
         if has_changed:
             self._job_ids[index] = job_id
             if before is not None:
-                self._spool.append("gpu", GpuRow(reading, self._spool.node, before, index))
+                self._append(index, before, reading, read_s)
+        self._append(index, job_id, reading, read_s)
+
+    def _append(self, index: int, job_id: int | None, reading: GpuReading, read_s: float) -> None:
+        """Append a row; of an assigned job, sum up its energy, on the clock that nobody sets."""
         self._spool.append("gpu", GpuRow(reading, self._spool.node, job_id, index))
+        if job_id is None:
+            return
+        energy = self._energies.get((job_id, index))
+        if energy is None:
+            if self._jobs.assigned.get(index) != job_id:
+                return
+            energy = self._energies[job_id, index] = EnergySum()
+        energy.add(read_s, reading.power_w, reading.energy_mj)
+
+    def energy_of(self, job_id: int) -> tuple[EnergyTwice, ...]:
+        """Return both energies of each GPU that was assigned to a job and gave a sample for it."""
+        return tuple(
+            energy.told(index)
+            for (job, index), energy in sorted(self._energies.copy().items(), key=itemgetter(0))
+            if job == job_id
+        )
 
     def _is_energy_due(self, index: int, now_s: float) -> bool:
         """Return whether it is time for a GPU's counter; its times are its own, whatever is read between them."""

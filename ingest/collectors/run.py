@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ingest.collectors.energy import EnergyTwice, read_energy_twice
+from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.service import Plan, Service
@@ -128,8 +128,8 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
         if end is None:
             raise
         problem = str(error)
-    energy = tuple(read_energy_twice(options.spool, job_id, since_s=end.started_s))
-    return RunReport(job_id, label, end.exit_code, end.ended_s - end.started_s, energy, problem)
+    run_s = end.ended_s - end.started_s
+    return RunReport(job_id, label, end.exit_code, run_s, service.energy_of(job_id), problem)
 
 
 @dataclass(frozen=True, slots=True)

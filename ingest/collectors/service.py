@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.gpu import ENERGY_S, ENERGY_TICKS, GpuCollector, Inventory, JobTable
 from ingest.collectors.hardware import GpuBackend
 from ingest.collectors.node import NodeCollector
@@ -146,6 +147,10 @@ class Service:
             self.gpu.close(mine)
         for index in mine:
             self.jobs.assigned.pop(index, None)
+
+    def energy_of(self, job_id: int) -> tuple[EnergyTwice, ...]:
+        """Return the energy, twice, of each GPU that was given to a job here and gave a sample for it."""
+        return () if self.gpu is None else self.gpu.energy_of(job_id)
 
     @property
     def failed(self) -> bool:

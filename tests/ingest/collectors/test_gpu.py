@@ -283,6 +283,35 @@ def test_a_closed_gpu_has_one_more_row_of_its_job_with_the_counter_and_then_no_j
     assert of_job[-1] == "1800000001.050000"
 
 
+def test_the_energy_of_an_assigned_job_needs_no_segment_and_no_wall_clock(live, driver):
+    """A follower takes the segments away while the job runs, and somebody sets the clock."""
+    live.jobs.found[1] = frozenset({7})
+    live.jobs.assigned[0] = 7
+    for tick in range(400):
+        driver.gpus[0]["TotalEnergyConsumption"] = int(61234.5 * tick)
+        live.run(0.1)
+        if tick == 200:
+            live.clocks.offset_s += 3600.0
+        if tick % 100 == 0:
+            live.spool.sync()
+    for path in live.root.glob("gpu/*.csv"):
+        path.unlink()
+    driver.gpus[0]["TotalEnergyConsumption"] = int(61234.5 * 400)
+    live.collector.close([0])
+    (energy,) = live.collector.energy_of(7)
+    assert (energy.gpu_index, energy.covered_s) == (0, pytest.approx(40.0))
+    assert (energy.counter_j, energy.integral_j) == (pytest.approx(24493.8), pytest.approx(24493.8))
+
+
+def test_energy_goes_to_the_job_that_a_gpu_was_assigned_to(live, driver):
+    for job in (7, 8):
+        live.jobs.assigned[0] = job
+        live.run(2.0)
+        live.collector.close([0])
+    told = [energy.covered_s for job in (7, 8, 9) for energy in live.collector.energy_of(job)]
+    assert told == [pytest.approx(2.0), pytest.approx(2.0)]
+
+
 def test_a_gpu_that_was_lost_or_never_read_has_no_closing_row(live, driver):
     live.collector.close()
     assert live.rows("gpu") == []

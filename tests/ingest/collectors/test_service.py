@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from ingest.collectors.energy import read_energy_twice
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.run import Options, collect_run
 from ingest.collectors.service import Plan, Service
@@ -292,7 +291,7 @@ def test_a_job_s_first_and_last_row_have_the_counter_and_so_have_the_last_rows_o
     for index in "01":
         (*_, last) = [row for row in rows if row["gpu_index"] == index]
         assert last["energy_mJ"] != ""
-    (energy,) = read_energy_twice(tmp_path, 7)
+    (energy,) = service.energy_of(7)
     assert (energy.gpu_index, energy.covered_s) == (1, pytest.approx(0.4, abs=0.3))
 
 
