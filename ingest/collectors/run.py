@@ -124,31 +124,47 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
             end = _run(service, job_id, label, command, mine)
             if not slurm_id:
                 _write_job(service, job_id, mine, end)
-    except JobwattError as error:
+    except Exception as error:
+        # whatever it is: a command that ran for hours has its exit code told
         if end is None:
             raise
-        problem = str(error)
+        problem = _one_line(error)
     run_s = end.ended_s - end.started_s
-    return RunReport(job_id, label, end.exit_code, run_s, service.energy_of(job_id), problem)
+    return RunReport(job_id, label, end.exit_code, run_s, service.energy_of(job_id), end.problem or problem)
+
+
+def _one_line(error: Exception) -> str:
+    """Return what went wrong, with its kind where it is none of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, JobwattError) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a command ended; the exit code as a shell counts it (128 + signal), times in epoch seconds."""
+    """How a command ended; the exit code as a shell counts it (128 + signal), times in epoch seconds.
+
+    ``problem`` is what the last look at it failed with.
+    """
 
     exit_code: int
     wait_status: int
     state: int
     started_s: float
     ended_s: float
+    problem: str = ""
 
 
 def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
     """Run a command as a job; what ends the service ends the command, but a collector's failure does not."""
     started_s = time.time()
     child = subprocess.Popen(command, env={**os.environ, "JOBWATT_JOB_ID": str(job_id)})
-    service.begin_job(job_id, child.pid, gpus)
-    service.label(job_id, label)
+    try:
+        service.begin_job(job_id, child.pid, gpus)
+        service.label(job_id, label)
+    except Exception:
+        child.kill()
+        child.wait()
+        raise
     ended = threading.Event()
 
     def watch() -> None:
@@ -167,11 +183,15 @@ def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus
             child.kill()
     ended.wait()
     ended_s = time.time()
-    service.end_job(job_id)
+    problem = ""
+    try:
+        service.end_job(job_id)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the command's exit code is told)
+        problem = _one_line(error)
     code = child.wait()
     state = CANCELLED if cancelled else COMPLETED if code == 0 else FAILED
     wait_status = -code if code < 0 else code << 8
-    return _End(128 - code if code < 0 else code, wait_status, state, started_s, ended_s)
+    return _End(128 - code if code < 0 else code, wait_status, state, started_s, ended_s, problem)
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Mapping[int, GpuDevice]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from ingest.collectors.node import NodeCollector
 from ingest.collectors.process import ProcessCollector
 from ingest.collectors.schedule import ClockWatch, Events, ticks
 from ingest.collectors.spool import SYNC_S, Spool, row
-from ingest.errors import JobwattError
+from ingest.errors import JobwattError, SpoolError
 
 COST_EVERY_S: Final = 60.0
 NAP_S: Final = 1.0
@@ -28,6 +28,9 @@ NAP_S: Final = 1.0
 
 STOP_WITHIN_S: Final = 10.0
 """How long the end waits for a collector that hangs in a file system; its rows are kept up to there."""
+
+LAST_LOOK_WITHIN_S: Final = 6.0
+"""How long the end of a job waits for the last look at its processes and GPUs, where a driver or a disk hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,12 @@ class _Worker(threading.Thread):
         except Exception as failure:  # noqa: BLE001 (whatever it is, the service stops and raises it)
             self.failure = failure
             self._stop_all.set()
+
+
+class _HangsError(JobwattError):
+    """Something did not end in time, in a driver or a file system."""
+
+    reason = "hangs"
 
 
 class Service:
@@ -141,12 +150,16 @@ class Service:
 
         Call it before the first process is waited for, so that all that it used is still told.
         """
-        self.process.finish(job_id)
-        mine = [index for index, job in self.jobs.assigned.items() if job == job_id]
+        mine = [index for index, job in list(self.jobs.assigned.items()) if job == job_id]
+        looks: dict[str, Callable[[], None]] = {"process": partial(self.process.finish, job_id)}
         if self.gpu is not None:
-            self.gpu.close(mine)
-        for index in mine:
-            self.jobs.assigned.pop(index, None)
+            looks["gpu"] = partial(self.gpu.close, mine)
+        try:
+            # what was read before is on the disk, whatever the last look meets
+            self._finish({"sync": self.spool.sync, **looks}, LAST_LOOK_WITHIN_S)
+        finally:
+            for index in mine:
+                self.jobs.assigned.pop(index, None)
 
     def energy_of(self, job_id: int) -> tuple[EnergyTwice, ...]:
         """Return the energy, twice, of each GPU that was given to a job here and gave a sample for it."""
@@ -172,18 +185,51 @@ class Service:
             self.events.record("service", "error", detail=f"{name} did not end within {STOP_WITHIN_S:.0f} s")
         failures = [worker.failure for worker in self._workers if worker.failure is not None]
         if self.gpu is not None and not failures and not hanging:
-            self.gpu.close()
+            failures += self._try({"gpu": self.gpu.close}, LAST_LOOK_WITHIN_S)
         for failure in failures:
             self.events.record("service", "error", detail=str(failure))
         self._record_cost()
         self.events.record("service", "stop")
-        try:
-            self.spool.close()
-        finally:
-            if self.backend is not None and not hanging:
-                self.backend.close()
+        failures += self._close_spool(is_stuck="writer" in hanging)
+        if self.backend is not None and not hanging:
+            failures += self._try({"driver": self.backend.close}, LAST_LOOK_WITHIN_S)
         if failures:
             raise failures[0]
+
+    def _close_spool(self, *, is_stuck: bool) -> list[Exception]:
+        """Close the spool, and return what it failed with; a disk that hangs is left to the next collector."""
+        told = [] if is_stuck else self._try({"spool": self.spool.close}, STOP_WITHIN_S)
+        if is_stuck or any(isinstance(failure, _HangsError) for failure in told):
+            return [
+                SpoolError(
+                    f"{self.spool.root}: the disk took nothing for {STOP_WITHIN_S:.0f} s; what was synced stays, and "
+                    "the next collector closes it; look at the disk",
+                    reason="disk_error",
+                )
+            ]
+        return told
+
+    def _finish(self, works: Mapping[str, Callable[[], None]], seconds: float) -> None:
+        """Do what may hang, all at once; raises the first failure. What hangs is an event, and left behind."""
+        failures = self._try(works, seconds)
+        for failure in failures:
+            self.events.record("service", "error", detail=str(failure))
+        for failure in failures:
+            if not isinstance(failure, _HangsError):
+                raise failure
+
+    def _try(self, works: Mapping[str, Callable[[], None]], seconds: float) -> list[Exception]:
+        """Do what may hang in a driver or a disk, all at once, and return what failed, or did not end in time."""
+        workers = [_Worker(name, work, threading.Event()) for name, work in works.items()]
+        for worker in workers:
+            worker.start()
+        deadline_s = time.monotonic() + seconds
+        for worker in workers:
+            worker.join(max(0.0, deadline_s - time.monotonic()))
+        hanging = [
+            _HangsError(f"{worker.name} did not end within {seconds:.0f} s") for worker in workers if worker.is_alive()
+        ]
+        return [*(worker.failure for worker in workers if worker.failure is not None), *hanging]
 
     def __enter__(self) -> Self:
         """Begin to collect."""
@@ -202,7 +248,7 @@ class Service:
         if error is None:
             self.stop()
             return
-        with suppress(JobwattError):
+        with suppress(Exception):
             self.stop()
 
     def _start_worker(self, name: str, work: Callable[[], None]) -> None:

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from ingest.collectors import run
 from ingest.collectors.replay import ReplayBackend, read_recording
-from ingest.collectors.run import Options, collect_run
+from ingest.collectors.run import Options, collect_run, report_lines
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.spool import Spool
 from ingest.errors import HardwareError, SpoolError
@@ -310,6 +312,100 @@ def test_a_collector_that_fails_ends_the_service_which_raises_what_it_was(tmp_pa
     assert service.stopping.wait(20)
     with pytest.raises(SpoolError, match=r"Not a directory|File exists"):
         service.stop()
+
+
+class Troubled(ReplayBackend):
+    """A recording whose driver hangs in a reading, or fails at the end, once a test says so."""
+
+    hangs = False
+    failure: Exception | None = None
+
+    def __init__(self, recording):
+        super().__init__(read_recording(recording))
+        self.released = threading.Event()
+
+    def read(self, index, *, with_energy):
+        if self.hangs and with_energy:
+            self.released.wait(60)
+        return super().read(index, with_energy=with_energy)
+
+    def close(self):
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), RuntimeError("a bug"), HardwareError("gone")])
+def test_whatever_fails_at_the_end_the_command_s_exit_code_is_told(tmp_path, recording, monkeypatch, failure):
+    backend = Troubled(recording)
+    backend.failure = failure
+    monkeypatch.setattr(run, "open_backend", lambda _: backend)
+    options = Options(tmp_path, "n1", Plan(process_interval_s=0, node_interval_s=0))
+    report = collect_run(options, "x", ["sh", "-c", "exit 3"])
+    assert report.exit_code == 3
+    assert str(failure) in report.problem
+    assert len(report_lines(report)[-1].splitlines()) == 1
+    assert not list(tmp_path.glob("*/*.open"))
+
+
+def test_what_fails_in_the_last_look_at_a_job_does_not_hide_its_exit_code(tmp_path, recording):
+    options = Options(tmp_path / "spool", "n1", Plan(process_interval_s=0, node_interval_s=0), replay=recording)
+    # the spool's next segment cannot be made
+    spoil = f"sleep 0.3; rm -rf {tmp_path}/spool/gpu; touch {tmp_path}/spool/gpu; exit 4"
+    report = collect_run(options, "x", ["sh", "-c", spoil])
+    assert report.exit_code == 4
+    assert "disk_error" in report.problem
+
+
+def test_a_driver_that_hangs_at_the_end_of_a_job_holds_nothing_up_and_rows_read_before_are_synced(
+    tmp_path, recording, monkeypatch
+):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    monkeypatch.setattr("ingest.collectors.service.STOP_WITHIN_S", 1.0)
+    monkeypatch.setattr("ingest.collectors.service.SYNC_S", 60.0)
+    backend = Troubled(recording)
+    service = Service(Spool(tmp_path, "n1"), backend, Plan(gpu_interval_s=0.05, process_interval_s=0))
+    service.start()
+    service.begin_job(7, os.getpid(), (0,))
+    time.sleep(0.4)
+    backend.hangs = True
+    began_s = time.monotonic()
+    service.end_job(7)
+    assert time.monotonic() - began_s < 2
+    assert service.jobs.assigned == {}
+    assert any(row["job_id"] == "7" for row in read_rows(tmp_path, "gpu", "*.open"))
+    service.stop()
+    assert time.monotonic() - began_s < 5
+    backend.released.set()
+    details = [row["detail"] for row in read_rows(tmp_path, "events") if row["event"] == "error"]
+    assert any("gpu did not end within" in detail for detail in details)
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end_and_is_said(tmp_path, recording, monkeypatch):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    monkeypatch.setattr("ingest.collectors.service.STOP_WITHIN_S", 0.3)
+    service = Service(Spool(tmp_path, "n1"), Troubled(recording), Plan(gpu_interval_s=0.05, process_interval_s=0))
+    service.start()
+    service.begin_job(7, os.getpid(), (0,))
+    began_s = time.monotonic()
+    with service.spool._syncing:  # as while an fsync does not come back
+        service.end_job(7)
+        with pytest.raises(SpoolError, match=r"the disk took nothing.*\[disk_error\]"):
+            service.stop()
+        assert time.monotonic() - began_s < 5
+
+
+def test_a_file_system_that_hangs_under_the_processes_does_not_hold_up_the_end_of_a_job(
+    tmp_path, recording, monkeypatch
+):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    with Service(Spool(tmp_path, "n1"), Troubled(recording), Plan(process_interval_s=0)) as service:
+        service.begin_job(7, os.getpid(), (0,))
+        time.sleep(0.3)
+        began_s = time.monotonic()
+        with service.process._looking:
+            service.end_job(7)
+        assert time.monotonic() - began_s < 2
+    assert [row["job_id"] for row in read_rows(tmp_path, "gpu") if row["job_id"]][-1] == "7"
 
 
 def test_the_end_tells_what_it_all_cost(tmp_path, recording):
