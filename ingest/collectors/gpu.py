@@ -76,6 +76,10 @@ class GpuCollector:
         The last reading by GPU; a GPU that does not answer is not in it.
     counters_mj
         The last energy counter that was read, by GPU; as `latest`.
+    lost
+        The GPUs that do not answer, each with what it was that it, or the driver, said.
+    losses
+        How often each GPU was lost.
     """
 
     def __init__(
@@ -90,7 +94,8 @@ class GpuCollector:
     ) -> None:
         self.latest: dict[int, GpuReading] = {}
         self.counters_mj: dict[int, int] = {}
-        self.lost: set[int] = set()
+        self.lost: dict[int, str] = {}
+        self.losses: dict[int, int] = {}
         self._backend, self._spool, self._events, self._jobs = backend, spool, events, jobs
         self._energy_s, self._monotonic = energy_s, monotonic
         self._indices = tuple(backend.indices())
@@ -205,17 +210,19 @@ class GpuCollector:
             silent = (*silent[:_ENERGY], before[_ENERGY], *silent[_ENERGY + 1 :])
         self._silent[index] = silent
         for refusal in self._backend.take_refusals():
-            self._events.record("gpu", "error", detail=refusal)
+            self._events.record("gpu", "error", detail=refusal.text, reason=refusal.reason)
         for name, now, then in zip(GpuReading._fields, silent, before or silent, strict=True):
             if now != then:
                 self._events.record("gpu", "sensor_lost" if now else "sensor_back", detail=f"GPU {index} {name}")
 
     def _lose(self, index: int, why: str) -> None:
-        self.lost.add(index)
+        why = why.partition(": ")[2] or why
+        self.lost[index] = why
+        self.losses[index] = self.losses.get(index, 0) + 1
         for known in (self.latest, self.counters_mj, self._job_ids):
             known.pop(index, None)
         self._retry_s = self._monotonic() + RETRY_LOST_S
-        self._events.record("gpu", "sensor_lost", detail=f"GPU {index}: {why.partition(': ')[2] or why}")
+        self._events.record("gpu", "sensor_lost", detail=f"GPU {index}: {why}", reason="gpu_lost")
 
     def _look_for_lost(self) -> None:
         self._retry_s = self._monotonic() + RETRY_LOST_S
@@ -225,8 +232,8 @@ class GpuCollector:
                 self._backend.read(index, with_energy=False)
             except GpuLostError:
                 continue
-            self.lost.discard(index)
-            self._events.record("gpu", "sensor_back", detail=f"GPU {index}")
+            self.lost.pop(index)
+            self._events.record("gpu", "sensor_back", detail=f"GPU {index} is back", reason="gpu_back")
 
 
 class GpuRow(NamedTuple):
@@ -286,7 +293,7 @@ class Inventory:
                 self._look_at_devices()
             self._look_at_jobs()
             for refusal in self._backend.take_refusals():
-                self._events.record("gpu", "error", detail=refusal)
+                self._events.record("gpu", "error", detail=refusal.text, reason=refusal.reason)
 
     def _look_at_jobs(self) -> None:
         seen: dict[int, int | None] = {}

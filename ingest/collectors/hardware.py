@@ -105,13 +105,20 @@ class GpuBackend(Protocol):
         """Return the processes that compute on the GPU, as far as they can be seen; None where it does not say now."""
         ...
 
-    def take_refusals(self) -> list[str]:
+    def take_refusals(self) -> list[Refusal]:
         """Return what was refused since the last call (no permission, …), each once."""
         ...
 
     def close(self) -> None:
         """Let the GPUs go."""
         ...
+
+
+class Refusal(NamedTuple):
+    """What the driver refused, in words, and a stable code for it: ``no_permission`` or ``refused``."""
+
+    text: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -154,7 +161,7 @@ class NvmlBackend:
     ) -> None:
         self._nvml: Any = nvml if nvml is not None else _import_nvml()
         self._calls, self._wall, self._monotonic = calls, wall, monotonic
-        self._refusals: dict[str, None] = {}
+        self._refusals: dict[Refusal, None] = {}
         n = self._nvml
         try:
             n.nvmlInit()
@@ -245,7 +252,7 @@ class NvmlBackend:
         found = self._ask(device, "processes", self._nvml.nvmlDeviceGetComputeRunningProcesses, device.handle)
         return None if found is None else [process.pid for process in found]
 
-    def take_refusals(self) -> list[str]:
+    def take_refusals(self) -> list[Refusal]:
         """Return what NVML refused since the last call; each once, until the same call is answered again."""
         taken, self._refusals = self._refusals, {}
         return list(taken)
@@ -269,9 +276,9 @@ class NvmlBackend:
                 handle = n.nvmlDeviceGetHandleByIndex(index)
                 devices[index] = _Device(index, handle, n.nvmlDeviceGetUUID(handle), set(), {}, bind(n, handle))
             except n.NVMLError as error:
-                self._refusals[f"GPU {index} cannot be opened: {error}"] = None
+                self._note(f"GPU {index} cannot be opened: {error}", error.value)
         if not devices:
-            why = "; ".join(self._refusals) or "NVML counts none"
+            why = "; ".join(refusal.text for refusal in self._refusals) or "NVML counts none"
             raise HardwareError(f"no GPU can be read ({why}); collect without GPUs: --gpu-interval 0", reason="no_gpu")
         return devices
 
@@ -350,7 +357,11 @@ class NvmlBackend:
             return
         if device.refused.get(name) != str(error):
             device.refused[name] = str(error)
-            self._refusals[f"GPU {device.index}, {name}: {error}"] = None
+            self._note(f"GPU {device.index}, {name}: {error}", code)
+
+    def _note(self, text: str, code: int) -> None:
+        reason = "no_permission" if code == self._nvml.NVML_ERROR_NO_PERMISSION else "refused"
+        self._refusals[Refusal(text, reason)] = None
 
 
 def _import_nvml() -> ModuleType:

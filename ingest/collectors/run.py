@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -71,11 +71,21 @@ def open_backend(options: Options) -> GpuBackend | None:
     return NvmlBackend()
 
 
+def say(line: str) -> None:
+    """Write a line to standard error; where nobody reads it any more, collecting goes on."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"jobwatt: {line}\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def collecting(options: Options) -> Iterator[Service]:
-    """Give a service that collects, and end it cleanly; SIGTERM and SIGINT ask it to stop."""
+    """Give a service that collects, and end it cleanly; SIGTERM and SIGINT ask it to stop.
+
+    What somebody should see at once (a GPU that is lost, a clock that was set) goes to standard error.
+    """
     backend = open_backend(options)
-    service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan)
+    service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan, say=say)
     with ending_on_signals(service.ask_to_stop), service:
         if options.prometheus is None:
             yield service

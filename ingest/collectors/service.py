@@ -87,6 +87,8 @@ class Service:
         The spool, open; the service closes it.
     backend
         GPUs; None: none are read.
+    say
+        As of `ingest.collectors.schedule.Events`.
 
     Attributes
     ----------
@@ -96,10 +98,17 @@ class Service:
         Whether somebody asked.
     """
 
-    def __init__(self, spool: Spool, backend: GpuBackend | None, plan: Plan | None = None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        backend: GpuBackend | None,
+        plan: Plan | None = None,
+        *,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.spool, self.backend, self.plan = spool, backend, plan or Plan()
         self.stopping, self.asked = threading.Event(), threading.Event()
-        self.events = Events(spool)
+        self.events = Events(spool, say=say)
         self.jobs = JobTable()
         root = self.plan.root
         self.process = ProcessCollector(spool, root / "proc", root / "sys")
@@ -273,7 +282,7 @@ class Service:
     def _node_tick(self) -> None:
         self.node.tick()
         if self.node.problem:
-            self.events.record("node", "error", detail=self.node.problem)
+            self.events.record("node", "error", detail=self.node.problem, reason="probe_failed")
 
     def _write(self) -> None:
         """Sync the spool at its pace, watch the clock, and once a minute note what all this costs."""

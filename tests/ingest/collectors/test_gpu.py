@@ -27,7 +27,8 @@ class Rig:
     def __init__(self, root, backend, clocks, energy_s=10.0):
         self.root, self.clocks, self.jobs = root, clocks, JobTable()
         self.spool = open_spool(root, clocks)
-        self.events = Events(self.spool, wall=clocks.wall)
+        self.said: list[str] = []
+        self.events = Events(self.spool, wall=clocks.wall, monotonic=clocks.monotonic, say=self.said.append)
         self.collector = GpuCollector(
             backend, self.spool, self.events, self.jobs, monotonic=clocks.monotonic, energy_s=energy_s
         )
@@ -125,7 +126,7 @@ def test_a_gpu_that_disappears_has_no_rows_and_the_others_go_on(replayed):
     assert max(times) == pytest.approx(19.9)
     lost, back = replayed.rows("events")
     assert (lost["event"], back["event"]) == ("sensor_lost", "sensor_back")
-    assert lost["detail"].startswith("GPU 1")
+    assert lost["detail"].startswith("gpu_lost: GPU 1")
     assert lost["time"] == "1800000004.000000"
 
 
@@ -141,10 +142,27 @@ def test_nvml_losing_a_gpu_is_one_event_until_it_is_back(live, driver):
     driver.codes.clear()
     live.run(15.0)
     events = [(row["event"], row["detail"]) for row in live.rows("events")]
-    assert events == [("sensor_lost", "GPU 1: GPU is lost"), ("sensor_back", "GPU 1")]
+    assert events == [
+        ("sensor_lost", "gpu_lost: GPU 1: GPU is lost"),
+        ("sensor_back", "gpu_back: GPU 1 is back"),
+    ]
     counts = [sum(row["gpu_index"] == index for row in live.rows("gpu")) for index in "01"]
     assert counts[0] == 310
     assert 10 + 95 <= counts[1] <= 10 + 155  # it is looked for every ten seconds
+
+
+def test_a_lost_gpu_one_that_is_back_and_a_refused_permission_are_each_said_in_one_line(live, driver):
+    driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "MemoryInfo")
+    live.run(1.0)
+    driver.refuse(1, nv.NVML_ERROR_GPU_IS_LOST)
+    live.run(15.0)
+    driver.codes.clear()
+    live.run(15.0)
+    assert live.said == [
+        "GPU 0, memory: Insufficient Permissions [no_permission]",
+        "GPU 1: GPU is lost [gpu_lost]",
+        "GPU 1 is back [gpu_back]",
+    ]
 
 
 def test_a_sensor_that_falls_silent_and_speaks_again_is_reported_and_missing_between(live, driver):
@@ -170,7 +188,10 @@ def test_a_refused_permission_is_recorded_once(live, driver):
     driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "MemoryInfo")
     live.run(2.0)
     (event,) = live.rows("events")
-    assert (event["event"], event["detail"]) == ("error", "GPU 0, memory: Insufficient Permissions")
+    assert (event["event"], event["detail"]) == (
+        "error",
+        "no_permission: GPU 0, memory: Insufficient Permissions",
+    )
     assert {row["memory_used_MiB"] for row in live.rows("gpu") if row["gpu_index"] == "0"} == {""}
 
 

@@ -197,7 +197,7 @@ def test_no_permission_is_told_once_and_gives_none(driver):
     backend = NvmlBackend()
     assert backend.read(0, with_energy=True).throttle_reasons is None
     assert backend.read(0, with_energy=True).throttle_reasons is None
-    assert backend.take_refusals() == ["GPU 0, throttle_reasons: Insufficient Permissions"]
+    assert backend.take_refusals() == [("GPU 0, throttle_reasons: Insufficient Permissions", "no_permission")]
     assert backend.take_refusals() == []
 
 
@@ -219,7 +219,7 @@ def test_a_gpu_that_cannot_be_opened_leaves_the_others(driver):
     driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "handle")
     backend = NvmlBackend()
     assert backend.indices() == (1,)
-    assert backend.take_refusals() == ["GPU 0 cannot be opened: Insufficient Permissions"]
+    assert backend.take_refusals() == [("GPU 0 cannot be opened: Insufficient Permissions", "no_permission")]
 
 
 def test_without_a_gpu_there_is_nothing_to_collect(driver):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,6 +185,19 @@ def test_a_labelled_run_has_its_job_label_samples_and_exit_code(tmp_path, record
     assert "GPU 1:" in done.stderr
     assert "J by counter" in done.stderr
     assert "gap " in done.stderr
+
+
+def test_a_gpu_that_is_lost_is_one_line_on_standard_error(tmp_path):
+    recording = write_recording(tmp_path / "recording", silent=(0.3, 9e9))
+    done = subprocess.run(
+        command(tmp_path / "spool", recording, "--duration", "2.5"),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert re.fullmatch(r"jobwatt: GPU 1: [^\n]+ \[gpu_lost\]\n", done.stderr)
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_the_command_runs(tmp_path, recording):
