@@ -72,6 +72,8 @@ class GpuCollector:
 
     Attributes
     ----------
+    indices
+        The GPUs that are read.
     latest
         The last reading by GPU; a GPU that does not answer is not in it.
     counters_mj
@@ -98,7 +100,7 @@ class GpuCollector:
         self.losses: dict[int, int] = {}
         self._backend, self._spool, self._events, self._jobs = backend, spool, events, jobs
         self._energy_s, self._monotonic = energy_s, monotonic
-        self._indices = tuple(backend.indices())
+        self.indices = tuple(backend.indices())
         self._reading = threading.Lock()
         self._job_ids: dict[int, int | None] = {}
         self._energies: dict[tuple[int, int], EnergySum] = {}
@@ -112,7 +114,7 @@ class GpuCollector:
         now_s = self._monotonic()
         if self.lost and now_s >= self._retry_s:
             self._look_for_lost()
-        for index in self._indices:
+        for index in self.indices:
             if index not in self.lost:
                 with self._reading:
                     self._sample(index, now_s)
@@ -123,7 +125,7 @@ class GpuCollector:
         There is none where the counter is never asked, of a GPU that has not been read yet or is lost, and where a
         reading hangs.
         """
-        for index in self._indices if indices is None else indices:
+        for index in self.indices if indices is None else indices:
             if not self._reading.acquire(timeout=CLOSE_WITHIN_S):
                 return
             try:
@@ -179,7 +181,7 @@ class GpuCollector:
             return False
         due_s = self._energy_due_s.get(index)
         if due_s is None:
-            share = (self._indices.index(index) + 0.5) / len(self._indices)
+            share = (self.indices.index(index) + 0.5) / len(self.indices)
             self._energy_due_s[index] = now_s + share * self._energy_s - EARLY_S
             return True
         if now_s < due_s:
