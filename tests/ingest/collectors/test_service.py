@@ -208,6 +208,45 @@ def test_a_gpu_that_is_not_there_is_refused_before_the_command_runs(tmp_path, re
     assert read_rows(tmp_path / "spool", "labels") == []
 
 
+@pytest.mark.parametrize("listed", ["MIG-1a2b", "", "elsewhere"])
+def test_a_labelled_run_of_which_no_gpu_is_known_says_so_with_what_the_variable_is(
+    tmp_path, recording, monkeypatch, listed
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    options = Options(tmp_path, "n1", Plan(process_interval_s=0, node_interval_s=0), replay=recording)
+    report = collect_run(options, "x", ["sleep", "0.3"])
+    (line,) = report_lines(report)[1:]
+    assert line == (
+        f"no GPU is counted as the run's: CUDA_VISIBLE_DEVICES is {listed!r}, and those seen here are 0, 1; give --gpus"
+    )
+    assert collect_run(Options(tmp_path, "n1", Plan(gpu_interval_s=0)), "x", ["true"]).notices == ()
+
+
+def test_a_labelled_run_names_its_gpu_that_gave_no_sample(tmp_path, monkeypatch):
+    recording = write_recording(tmp_path / "recording", silent=(0.0, 9.0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    options = Options(tmp_path / "spool", "n1", Plan(process_interval_s=0, node_interval_s=0), replay=recording)
+    report = collect_run(options, "x", ["sleep", "0.5"], gpus=(0, 1))
+    assert report.gpus == (0, 1)
+    first, second = report_lines(report)[1:]
+    assert first.startswith("GPU 0: ")
+    assert "J by counter" in first
+    assert second.startswith("GPU 1: no sample (lost: nothing is recorded")
+
+
+def test_without_jobwatt_a_run_s_gpus_can_be_given_and_need_a_label(tmp_path, recording):
+    for more, code, says in (
+        (("--gpus", "1", "--label", "x", "--", "sleep", "0.5"), 0, "GPU 1: "),
+        (("--gpus", "one", "--label", "x", "--", "true"), 1, "give numbers, as in 0,1"),
+        (("--gpus", "1"), 2, "need --label NAME"),
+        (("--", "true"), 2, "need --label NAME"),
+    ):
+        words = [*command(tmp_path, recording), *more]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+        assert "GPU 0: " not in done.stderr
+
+
 def test_ending_a_labelled_run_ends_the_command_and_says_so(tmp_path, recording):
     with running([*command(tmp_path, recording, "--label", "x"), "--", "sleep", "30"]) as process:
         wait_for((tmp_path / "labels").exists)
