@@ -371,6 +371,7 @@ class Troubled(ReplayBackend):
     """A recording whose driver hangs in a reading, or fails at the end, once a test says so."""
 
     hangs = False
+    broken: Path | None = None
     failure: Exception | None = None
 
     def __init__(self, recording):
@@ -380,6 +381,8 @@ class Troubled(ReplayBackend):
     def read(self, index, *, with_energy):
         if self.hangs and with_energy:
             self.released.wait(60)
+        if with_energy and self.broken is not None and self.broken.exists():
+            raise OSError(5, "Input/output error")
         return super().read(index, with_energy=with_energy)
 
     def close(self):
@@ -400,13 +403,14 @@ def test_whatever_fails_at_the_end_the_command_s_exit_code_is_told(tmp_path, rec
     assert not list(tmp_path.glob("*/*.open"))
 
 
-def test_what_fails_in_the_last_look_at_a_job_does_not_hide_its_exit_code(tmp_path, recording):
-    options = Options(tmp_path / "spool", "n1", Plan(process_interval_s=0, node_interval_s=0), replay=recording)
-    # the spool's next segment cannot be made
-    spoil = f"sleep 0.3; rm -rf {tmp_path}/spool/gpu; touch {tmp_path}/spool/gpu; exit 4"
-    report = collect_run(options, "x", ["sh", "-c", spoil])
+def test_what_fails_in_the_last_look_at_a_job_does_not_hide_its_exit_code(tmp_path, recording, monkeypatch):
+    backend = Troubled(recording)
+    backend.broken = tmp_path / "broken"
+    monkeypatch.setattr(run, "open_backend", lambda _: backend)
+    options = Options(tmp_path / "spool", "n1", Plan(process_interval_s=0, node_interval_s=0))
+    report = collect_run(options, "x", ["sh", "-c", f"sleep 0.3; touch {backend.broken}; exit 4"])
     assert report.exit_code == 4
-    assert "disk_error" in report.problem
+    assert report.problem == "OSError: [Errno 5] Input/output error"
 
 
 def test_a_driver_that_hangs_at_the_end_of_a_job_holds_nothing_up_and_rows_read_before_are_synced(
