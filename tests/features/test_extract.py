@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features import extraction
 from features.extract import extract
 from features.statistical import statistic_names, statistics
 from features.windows import CHALLENGE_CHANNELS, cut_windows
@@ -33,6 +34,7 @@ from tests.small_sources import (
     take,
     write,
 )
+from tests.spool_files import gpu_cells, make_spool, write_segment
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +113,24 @@ def test_windows_in_a_gap_are_counted_with_the_reason_and_the_others_are_there(t
     assert (report.windows, report.windows_refused, report.series_short) == (3, 1, 0)
     series = Lake(tmp_path / "lake").scan("feature_series").collect()
     assert series.select("windows", "windows_refused", "reason").rows() == [(3, 1, "too_few_samples")]
+
+
+@pytest.mark.parametrize(
+    ("place", "windows", "refused"),
+    [("middle", 0, 1), ("slide", 4, 8)],
+)
+def test_a_gap_longer_than_a_window_between_two_segments_is_no_damage(tmp_path, monkeypatch, place, windows, refused):
+    monkeypatch.setattr(extraction, "READ_ROWS", 4)
+    spool = make_spool(tmp_path / "spool")
+    for number, begin_s in enumerate((0, 40)):
+        write_segment(spool, "gpu", number + 1, [gpu_cells(begin_s + i / RATE, 7) for i in range(19)])
+        take(spool, tmp_path / "lake")
+    write_segment(spool, "gpu", 3, [gpu_cells(i / RATE, 8) for i in range(19)])
+    take(spool, tmp_path / "lake")
+    report = run_extract(tmp_path / "lake", variant(place=place))
+    rows = Lake(tmp_path / "lake").scan("feature_series").sort("job_id").collect()
+    assert rows.select("windows", "windows_refused", "reason").row(0) == (windows, refused, "too_few_samples")
+    assert (report.jobs, rows["windows"].to_list()[1]) == (2, 1 if place == "middle" else 2)
 
 
 def test_a_channel_without_readings_has_null_features_and_a_reason_in_every_set(tmp_path):
