@@ -31,7 +31,7 @@ from ingest.records import Part
 from ingest.schemas import SERIES_KEY
 
 BUSY_S: Final = 60.0
-"""So long a commit waits for another process that writes the lake."""
+"""So long a commit waits for another process that writes the lake, unless it is told otherwise."""
 
 CONTEXT_TABLES: Final = frozenset({"cpu_samples", "node_samples"})
 """Where context comes from."""
@@ -69,15 +69,17 @@ class Taken:
     changed: int
 
 
-def commit_features(lake: Path, results: Sequence[FeatureResult]) -> Taken:
+def commit_features(lake: Path, results: Sequence[FeatureResult], *, busy_s: float = BUSY_S) -> Taken:
     """Take what tasks wrote into the lake, except what is of series that are not as they were planned any more.
 
     Raises
     ------
+    LakeBusyError
+        If another process writes the lake for longer than ``busy_s``; nothing has changed then, so try again later.
     LakeError
         If the lake cannot be written; nothing has changed then.
     """
-    with _patient(lake) as found:
+    with _patient(lake, busy_s) as found:
         head = migrate(lake, found)
         adoption = _Adoption(lake, head, lake / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}")
         windows = series = short = changed = 0
@@ -97,9 +99,9 @@ def commit_features(lake: Path, results: Sequence[FeatureResult]) -> Taken:
 
 
 @contextmanager
-def _patient(lake: Path) -> Iterator[Head]:
+def _patient(lake: Path, busy_s: float) -> Iterator[Head]:
     """Hold the lake's lock, waiting a while for whoever has it."""
-    until_s = time.monotonic() + BUSY_S
+    until_s = time.monotonic() + busy_s
     with ExitStack() as held:
         while True:
             try:

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import polars as pl
@@ -275,11 +277,11 @@ from ingest.runner import SerialRunner
 planning.LEAST_WINDOWS = 1
 real, calls = module.commit_features, []
 
-def commit(*arguments):
+def commit(*arguments, **options):
     calls.append(arguments)
     if len(calls) == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
+    return real(*arguments, **options)
 
 module.commit_features = commit
 module.extract(Path(sys.argv[1]), variant(), runner=SerialRunner(), commit_every_s=0.0)
@@ -343,6 +345,35 @@ def test_a_part_that_is_taken_away_before_it_is_read_is_found_again(lake):
 
 def test_two_extractions_at_once_are_one_too_many(lake):
     with locked(lake / "_extraction" / "LOCK", lake), pytest.raises(LakeBusyError, match=re.escape(str(lake))):
+        extract(lake, variant(), runner=SerialRunner())
+
+
+class Ingesting(SerialRunner):
+    """An ingest holds the lake from before the first task until some seconds after the last."""
+
+    def __init__(self, lake, after_s):
+        self.lake, self.after_s, self.held = lake, after_s, ExitStack()
+        self.held.enter_context(locked(lake / "_manifest" / "LOCK", lake))
+
+    def map(self, task, specs):
+        yield from (task(spec) for spec in specs)
+        Timer(self.after_s, self.held.close).start()
+
+
+@pytest.mark.parametrize(("after_s", "times_said"), [(0.0, 0), (1.5, 1)])
+def test_an_ingest_that_holds_the_lake_puts_commits_off_and_ends_nothing(lake, monkeypatch, after_s, times_said):
+    monkeypatch.setattr("ingest.feature_commit.BUSY_S", 0.1)
+    monkeypatch.setattr("features.planning.LEAST_WINDOWS", 1)
+    said = []
+    report = run_extract(lake, runner=Ingesting(lake, after_s), say=said.append)
+    assert (report.rows, report.series_changed, jobs_of(lake)) == (3, 0, [101, 102, 103])
+    assert len(said) == times_said
+    assert all("is being written by process" in line for line in said)
+
+
+def test_an_ingest_without_end_is_an_error_after_a_while(lake, monkeypatch):
+    monkeypatch.setattr("features.extract.LAST_BUSY_S", 0.1)
+    with locked(lake / "_manifest" / "LOCK", lake), pytest.raises(LakeBusyError, match="is being written by"):
         extract(lake, variant(), runner=SerialRunner())
 
 
