@@ -206,9 +206,12 @@ class _Extraction:
             return
         variant = self._task.variant
         job_id, node, gpu_index, start_us = (list(column) for column in zip(*batch.keys, strict=True))
-        windows = pl.DataFrame({"job_id": job_id, "node": node, "gpu_index": gpu_index, "start_us": start_us})
+        rates = np.concatenate(batch.samples_per_s)
+        windows = pl.DataFrame(
+            {"job_id": job_id, "node": node, "gpu_index": gpu_index, "start_us": start_us, "samples_per_s": rates}
+        )
         around = self._context(windows) if variant.set.context else None
-        described = describe(np.concatenate(batch.values), np.concatenate(batch.samples_per_s), variant, around)
+        described = describe(np.concatenate(batch.values), rates, variant, around)
         self._waiting.append(feature_rows(variant, windows, described))
         if sum(frame.estimated_size() for frame in self._waiting) >= GROUP_BYTES:
             self._flush()
@@ -250,9 +253,15 @@ def _named(variant: Variant) -> dict[str, Any]:
 
 
 def feature_rows(variant: Variant, windows: pl.DataFrame, described: pl.DataFrame) -> pl.DataFrame:
-    """Return rows of ``features``: whose windows they are, then what `describe` made of them."""
+    """Return rows of ``features``: whose windows they are, then what `describe` made of them.
+
+    Parameters
+    ----------
+    windows : job_id, node, gpu_index, start_us and samples_per_s, NaN where all samples are of one instant
+    """
     literal = [pl.lit(value).alias(name) for name, value in _named(variant).items()]
-    named = windows.with_columns(pl.col("start_us").cast(TIME).alias("window_start"), *literal)
+    start, rate = pl.col("start_us").cast(TIME).alias("window_start"), pl.col("samples_per_s").fill_nan(None)
+    named = windows.with_columns(start, rate, *literal)
     rows = pl.concat([named, described], how="horizontal")
     fixed = [pl.col(name).cast(dtype) for name, dtype in FEATURES.columns.items()]
     return rows.select(*fixed, *[name for name in described.columns if name not in FEATURES.columns])

@@ -22,11 +22,11 @@ from typing import Final
 import polars as pl
 
 from ingest.errors import LakeBusyError
-from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema
+from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema, features_in
 from ingest.head import STAGING, Head, LakePart, finish_moves, write_head, writing
 from ingest.manifest import NO_PART, read_pieces_of
 from ingest.migrate import migrate
-from ingest.parts import PartWriter, read_part
+from ingest.parts import read_part, write_table
 from ingest.records import Part
 from ingest.schemas import SERIES_KEY
 
@@ -185,19 +185,7 @@ class _Adoption:
 def write_rows(path: Path, table: str, frame: pl.DataFrame) -> Part:
     """Write rows of ``features`` (of one variant) or ``feature_series`` as one part, durably."""
     schema = FEATURE_SERIES if table == "feature_series" else feature_schema(features_in(frame))
-    writer = PartWriter(path, schema)
-    try:
-        writer.write(frame)
-        return writer.close()
-    except BaseException:
-        writer.discard()
-        raise
-
-
-def features_in(frame: pl.DataFrame) -> dict[str, pl.DataType]:
-    """Return the columns of a variant that are its set's own, with their types."""
-    fixed = feature_schema({}).columns
-    return {name: dtype for name, dtype in frame.schema.items() if name not in fixed}
+    return write_table(path, schema, frame)
 
 
 # -- what an ingest removes --------------------------------------------------------------------------------------------

@@ -184,7 +184,12 @@ def _writer_schema(table: TableSchema) -> pa.Schema:
 
 def write_part(path: Path, table: str, frame: pl.DataFrame) -> Part:
     """Write one frame as one part and return its record."""
-    writer = PartWriter(path, TABLES[table])
+    return write_table(path, TABLES[table], frame)
+
+
+def write_table(path: Path, table: TableSchema, frame: pl.DataFrame) -> Part:
+    """Write one frame as one part of a table that has columns of its own, and return its record."""
+    writer = PartWriter(path, table)
     try:
         writer.write(frame, range(0, frame.height, ROW_GROUP_ROWS))
         return writer.close()

@@ -42,14 +42,15 @@ def _with_windows(command: F) -> F:
             type=click.FloatRange(min=0, min_open=True),
             default=9.0,
             show_default=True,
-            help="Samples of a window for each of its seconds; a window with fewer is refused.",
+            help="Samples of a window for each of its seconds; a window with fewer is refused, and from a faster "
+            "source they span less time (column samples_per_s).",
         ),
         click.option(
             "--seconds",
             type=click.FloatRange(min=0, min_open=True),
             default=60.0,
             show_default=True,
-            help="Length of a window.",
+            help="Length of a window: it holds the first readings of so many seconds, 540 for 60 s at 9 a second.",
         ),
         click.option("--set", "set_name", required=True, help="Feature set, as in statistical or efficient."),
         click.option("--cluster", help="Only jobs of this cluster."),
@@ -252,4 +253,4 @@ def _fit(rows: pl.DataFrame) -> pl.DataFrame:
     from ingest.schemas import FEATURES
 
     _say(f"{rows.width - len(FEATURES.columns) - 2} features; --format json, csv or parquet has them")
-    return rows.select("cluster", "job_id", "node", "gpu_index", "window_start", "age_s", "reason")
+    return rows.select("cluster", "job_id", "node", "gpu_index", "window_start", "samples_per_s", "age_s", "reason")

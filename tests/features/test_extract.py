@@ -16,6 +16,7 @@ import pytest
 
 from features import extraction
 from features.extract import extract
+from features.live import live_features
 from features.statistical import statistic_names, statistics
 from features.windows import CHALLENGE_CHANNELS, cut_windows
 from ingest.errors import LakeBusyError, LakeError
@@ -60,7 +61,7 @@ def test_the_features_are_those_of_the_windows_of_each_series(lake):
     rows = Lake(lake).scan_features(variant().name).sort("job_id").collect()
     windows = cut_windows(Lake(lake).scan("gpu_samples").collect(), variant().window)
     names = statistic_names(CHALLENGE_CHANNELS)
-    assert rows.columns[10:-1] == names
+    assert rows.columns[11:-1] == names
     found, expected = rows.select(names).to_numpy(), statistics(windows.values)
     np.testing.assert_array_equal(found, expected.astype(found.dtype))
     fixed = rows.select("node", "gpu_index", "window_s", "place", "set", "set_version", "reason").unique().rows()
@@ -77,6 +78,22 @@ def test_every_place_gives_the_windows_that_cutting_whole_series_gives(place, la
     assert rows["window_start"].to_list() == windows.table["start"].to_list()
     powers = windows.values[:, CHALLENGE_CHANNELS.index("power_w")]
     np.testing.assert_allclose(rows["power_w__mean"].to_numpy(), powers.mean(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("step_s", "rate"), [(0.5, 2.0), (0.02, 50.0)])
+def test_a_window_says_how_fast_its_samples_were_read(tmp_path, step_s, rate):
+    write(tmp_path / "source", gpu_name(101), gpu_file(*[gpu_row(i * step_s) for i in range(round(9 / step_s))]))
+    take(tmp_path / "source", tmp_path / "lake", cluster="one")
+    run_extract(tmp_path / "lake")
+    rows = Lake(tmp_path / "lake").scan_features(variant().name).collect()
+    assert rows["samples_per_s"].to_list() == pytest.approx([rate])
+    newest = live_features(tmp_path / "lake", variant(), now_s=START_S + 9.0).rows
+    assert newest["samples_per_s"].to_list() == pytest.approx([rate])
+
+
+def test_the_rate_of_one_sample_is_not_known(lake):
+    run_extract(lake, variant(seconds=0.5))
+    assert Lake(lake).scan_features(variant(seconds=0.5).name).collect()["samples_per_s"].to_list() == [None] * 3
 
 
 def test_two_workers_make_what_one_makes(lake):
