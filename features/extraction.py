@@ -303,7 +303,7 @@ def read_span(
     found = [
         frame.filter(inside)
         for part, start, rows in mine.select("part", "row_start", "rows").iter_rows()
-        for frame in reader.frames(part, start, rows, columns)
+        for frame in reader.frames(part, start, rows, columns, around_us=(begin_us, end_us))
     ]
     return pl.concat([GPU_SAMPLES.empty().select(columns), *found])
 

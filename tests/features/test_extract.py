@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Timer
 
@@ -16,14 +17,18 @@ import pytest
 
 from features import extraction
 from features.extract import extract
+from features.extraction import read_span
 from features.live import live_features
 from features.statistical import statistic_names, statistics
 from features.windows import CHALLENGE_CHANNELS, cut_windows
 from ingest.errors import LakeBusyError, LakeError
 from ingest.lake import Lake
 from ingest.lake_lock import locked
+from ingest.parts import PartReader, PartWriter
 from ingest.runner import PoolRunner, SerialRunner
+from ingest.schemas import GPU_SAMPLES, TIME
 from tests.features.lakes import RATE, gpu_name, job_file, make_lake, run_extract, variant
+from tests.lakes import damage_first_page
 from tests.small_sources import (
     CPU_HEADER,
     LOG_HEADER,
@@ -94,6 +99,23 @@ def test_a_window_says_how_fast_its_samples_were_read(tmp_path, step_s, rate):
 def test_the_rate_of_one_sample_is_not_known(lake):
     run_extract(lake, variant(seconds=0.5))
     assert Lake(lake).scan_features(variant(seconds=0.5).name).collect()["samples_per_s"].to_list() == [None] * 3
+
+
+def test_a_window_needs_only_the_row_groups_around_it(tmp_path):
+    """The first row group is damaged, which is seen where it is read."""
+    times = [datetime(2021, 1, 1, tzinfo=UTC) + timedelta(seconds=i) for i in range(60)]
+    rows = pl.DataFrame({"job_id": [1] * 60, "node": "n", "gpu_index": 0, "power_w": range(60), "time": times})
+    with PartWriter(tmp_path / "x.parquet", GPU_SAMPLES, stretches=True) as writer:
+        writer.write(GPU_SAMPLES.conform(rows), range(0, 60, 20))
+    damage_first_page(tmp_path / "x.parquet", list(GPU_SAMPLES.columns).index("time"))
+    piece = {"part": str(tmp_path / "x.parquet"), "row_start": 0, "rows": 60}
+    pieces = pl.DataFrame([{**piece, "first_time": times[0], "last_time": times[-1]}])
+    pieces = pieces.cast({"first_time": TIME, "last_time": TIME})
+    begin_us = round(times[0].timestamp()) * 10**6
+    found = read_span(PartReader(), pieces, begin_us + 38 * 10**6, begin_us + 42 * 10**6, ["power_w"])
+    assert found["power_w"].to_list() == [38.0, 39.0, 40.0, 41.0]
+    with pytest.raises(LakeError):
+        read_span(PartReader(), pieces, begin_us, begin_us + 42 * 10**6, ["power_w"])
 
 
 def test_two_workers_make_what_one_makes(lake):
