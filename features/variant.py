@@ -28,7 +28,7 @@ class Variant:
     >>> Variant("statistical", WindowSpec(60)).name
     'statistical-v2-60s-middle'
     >>> Variant("covariance", WindowSpec(30, "slide", stride_s=10, samples_per_s=1)).name
-    'covariance-v1-30s-slide-10s-1hz'
+    'covariance-v2-30s-slide-10s-1hz'
     >>> Variant("statistical", channels=("power_w", "sm_clock_mhz")).name
     'statistical-v2-60s-middle-power_w+sm_clock_mhz'
     """
