@@ -16,7 +16,7 @@ CALLS |= {"read_parquet", "scan_parquet", "read_csv", "scan_csv", "ParquetFile",
 
 
 def touches_the_world(module: Path) -> bool:
-    """Whether a module itself opens, lists, writes or removes files, starts processes, asks system, clock or network."""
+    """Whether a module itself opens, lists, writes or removes files, starts processes, asks system, clock, network."""
     for node in ast.walk(ast.parse(module.read_text("utf-8"))):
         if isinstance(node, ast.Import) and MODULES & {name.name.partition(".")[0] for name in node.names}:
             return True
