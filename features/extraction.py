@@ -160,8 +160,9 @@ class _Extraction:
         refused = 0
         rows_per_s = int(pieces["rows"].sum()) / max((last_us - first_us) / US_PER_S, 1e-6)
         for chunk in _chunks(starts_us, self._windows_at_once(), round(READ_ROWS / rows_per_s * US_PER_S)):
-            end_us = int(chunk[-1]) + round(spec.seconds * US_PER_S)
-            samples = read_span(self._reader, pieces, int(chunk[0]), end_us, variant.channels)
+            beside_us = round((spec.max_gap_s or 0.0) * US_PER_S) + 1 if spec.even else 0
+            end_us = int(chunk[-1]) + round(spec.seconds * US_PER_S) + beside_us
+            samples = read_span(self._reader, pieces, int(chunk[0]) - beside_us, end_us, variant.channels)
             values, rates, reasons = cut_series(samples, chunk, spec, variant.channels)
             kept = [int(start) for start, why in zip(chunk, reasons, strict=True) if not why]
             self._add(values, rates, [(job_id, node, gpu_index, start_us) for start_us in kept])

@@ -60,7 +60,11 @@ def live_features(
     ------
     LakeError
         If there is no lake, it has no GPU samples (of that cluster), or a part of it is damaged.
+    ValueError
+        If the variant has an even grid: that needs a reading after the window, which the newest one has not.
     """
+    if variant.window.even:
+        raise ValueError(f"{variant.name} has an even grid, which needs a reading after the window; give one without")
     for _ in range(_TRIES - 1):
         before = read_head(lake).generation
         try:

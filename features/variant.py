@@ -50,8 +50,6 @@ class Variant:
                 f"channels are {', '.join(self.channels) or 'none'}; give each once, of gpu_samples' columns "
                 f"{', '.join(GPU_SAMPLES.columns)}"
             )
-        if self.window.even:
-            raise ValueError("an even grid is not extracted into a lake; cut_windows has it")
 
     @property
     def set(self) -> FeatureSet:
@@ -71,6 +69,8 @@ class Variant:
             words.append(f"{_exact(spec.samples_per_s)}hz")
         if spec.max_gap_s is not None:
             words.append(f"gap{_exact(spec.max_gap_s)}s")
+        if spec.even:
+            words.append("even")
         if self.channels != CHALLENGE_CHANNELS:
             words.append(_channels_word(self.channels))
         return "-".join(words)

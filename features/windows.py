@@ -209,14 +209,13 @@ def cut_series(
 
     Parameters
     ----------
-    samples : frame with time and the channels, sorted by time: at least what lies in the windows
+    samples : frame with time and the channels, sorted by time: at least what lies in the windows, and for an even grid
+        what lies no farther than ``max_gap_s`` beside them
 
     Returns
     -------
     array of shape (n_kept, n_channels, n_samples); samples a second, shape (n_kept,); a list of len(starts_us)
     """
-    if spec.even:
-        raise ValueError("an even grid needs the samples beside a window too; use cut_windows for it")
     times = samples["time"].to_physical().to_numpy()
     window_us = round(spec.seconds * US_PER_S)
     begins, ends = np.searchsorted(times, starts_us), np.searchsorted(times, starts_us + window_us)
@@ -229,6 +228,9 @@ def cut_series(
         for start, begin, end, why in zip(starts_us, begins, ends, reasons, strict=True)
         if not why
     ]
+    if spec.even:
+        values = even_readings(samples, kept, spec.n_samples, spec.samples_per_s, channels)
+        return values, np.full(len(kept), spec.samples_per_s), reasons
     rates = reading_rates(times, kept, spec.n_samples)
     return first_readings(samples, kept, spec.n_samples, channels), rates, reasons
 
@@ -326,8 +328,9 @@ def _reason(spec: WindowSpec, times: npt.NDArray[np.int64], start_us: int, begin
         return ""
     end_us = start_us + round(spec.seconds * US_PER_S)
     if spec.even:  # a straight line needs the readings on both sides of the edges
-        begin = max(begin - (times[begin] > start_us), 0)
-        end = min(end + 1, len(times))
+        begin, end = begin - int(times[begin] > start_us), end + 1
+        if begin < 0 or end > len(times):  # the neighbour is too far away to have been read
+            return "gap"
     edges_us = [] if spec.even else [[start_us], [end_us]]
     inner = times[begin:end]
     steps = np.diff(np.concatenate([*edges_us[:1], inner, *edges_us[1:]]))

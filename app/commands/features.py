@@ -87,6 +87,9 @@ def _variant(set_name: str, **window: Any) -> Variant:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="random: another seed.")
 @click.option("--max-gap", type=click.FloatRange(min=0, min_open=True), help="Refuse windows with a longer gap, in s.")
 @click.option(
+    "--even", is_flag=True, help="Samples of an even grid, on straight lines between readings; needs --max-gap."
+)
+@click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all windows of it to this Parquet file too."
 )
 @with_runner
@@ -104,6 +107,7 @@ def extract(
     stride: float | None,
     seed: int,
     max_gap: float | None,
+    even: bool,
     out: Path | None,
     workers: int | None,
     scheduler: str | None,
@@ -120,6 +124,8 @@ def extract(
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise click.UsageError(f"--out {out}: its folder does not exist; make it first.")
+    if even and max_gap is None:
+        raise click.UsageError("--even needs --max-gap: over how many seconds may a straight line be drawn?")
     variant = _variant(
         set_name,
         seconds=seconds,
@@ -127,6 +133,7 @@ def extract(
         samples_per_s=samples_per_s,
         stride_s=stride,
         max_gap_s=max_gap,
+        even=even,
         seed=seed,
     )
     from features.extract import extract as extract_into

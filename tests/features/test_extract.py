@@ -85,6 +85,28 @@ def test_every_place_gives_the_windows_that_cutting_whole_series_gives(place, la
     np.testing.assert_allclose(rows["power_w__mean"].to_numpy(), powers.mean(axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("read_rows", [4, 262_144])
+def test_an_even_grid_is_that_of_whole_series_whatever_is_read_at_once(tmp_path, monkeypatch, read_rows):
+    """Irregular readings, some a longer gap apart; each chunk is read with what lies beside it."""
+    monkeypatch.setattr(extraction, "READ_ROWS", read_rows)
+    step_s = np.random.default_rng(5).choice([0.3, 0.5, 0.7, 0.9], 120)
+    step_s[[10, 30, 90, 105]] = 1.3
+    rows = [gpu_row(second, 100 + i) for i, second in enumerate(np.cumsum(step_s).round(1))]
+    write(tmp_path / "source", gpu_name(101), gpu_file(*rows))
+    take(tmp_path / "source", tmp_path / "lake", cluster="one")
+    for place in ("middle", "slide"):
+        spec = variant(place=place, seconds=3.0, max_gap_s=1.0, even=True)
+        report = run_extract(tmp_path / "lake", spec)
+        found = Lake(tmp_path / "lake").scan_features(spec.name).sort("window_start").collect()
+        windows = cut_windows(Lake(tmp_path / "lake").scan("gpu_samples").collect(), spec.window)
+        assert (report.windows, report.windows_refused) == (windows.table.height, windows.refused.height)
+        assert found["window_start"].to_list() == windows.table["start"].to_list()
+        values, expected = found.select(statistic_names(CHALLENGE_CHANNELS)).to_numpy(), statistics(windows.values)
+        np.testing.assert_array_equal(values, expected.astype(values.dtype))
+    assert windows.table.height > 5
+    assert set(windows.refused["reason"]) == {"gap"}
+
+
 @pytest.mark.parametrize(("step_s", "rate"), [(0.5, 2.0), (0.02, 50.0)])
 def test_a_window_says_how_fast_its_samples_were_read(tmp_path, step_s, rate):
     write(tmp_path / "source", gpu_name(101), gpu_file(*[gpu_row(i * step_s) for i in range(round(9 / step_s))]))

@@ -23,6 +23,7 @@ def test_variants_that_differ_in_anything_have_names_that_do():
         Variant("statistical", WindowSpec(60, "slide", stride_s=0.333333)),
         Variant("statistical", WindowSpec(60, samples_per_s=9.0000001)),
         Variant("statistical", WindowSpec(60, max_gap_s=1.0)),
+        Variant("statistical", WindowSpec(60, max_gap_s=1.0, even=True)),
         Variant("statistical", WindowSpec(60, max_gap_s=1.0000001)),
     ]
     assert [(a, b) for a, b in combinations(variants, 2) if a.name == b.name] == []
