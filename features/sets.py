@@ -93,7 +93,7 @@ def _job(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
 FEATURE_SETS: dict[str, FeatureSet] = {
     made.name: made
     for made in (
-        FeatureSet("covariance", 1, lambda s: covariance_names(s.channels), lambda values, _: covariance(values)),
+        FeatureSet("covariance", 2, lambda s: covariance_names(s.channels), lambda values, _: covariance(values)),
         FeatureSet("statistical", 2, lambda s: statistic_names(s.channels), lambda values, _: statistics(values)),
         FeatureSet("spectral", 2, lambda s: spectral_names(s.channels), lambda x, s: spectral(x, s.samples_per_s)),
         FeatureSet("intervals", 2, _interval_names, _intervals, least_samples=4, compiled=True),

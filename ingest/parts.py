@@ -13,7 +13,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,8 @@ FRAME_ROWS: Final = 16_384
 """So many rows of a part are read at a time."""
 
 COMPRESSION_LEVEL: Final = 1
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def arrow_schema(table: TableSchema) -> pa.Schema:
@@ -195,7 +197,12 @@ def _writer_schema(table: TableSchema) -> pa.Schema:
 
 def write_part(path: Path, table: str, frame: pl.DataFrame) -> Part:
     """Write one frame as one part and return its record."""
-    writer = PartWriter(path, TABLES[table])
+    return write_table(path, TABLES[table], frame)
+
+
+def write_table(path: Path, table: TableSchema, frame: pl.DataFrame) -> Part:
+    """Write one frame as one part of a table that has columns of its own, and return its record."""
+    writer = PartWriter(path, table)
     try:
         writer.write(frame, range(0, frame.height, ROW_GROUP_ROWS))
         return writer.close()
@@ -290,9 +297,20 @@ class PartReader:
         return self._open(str(path))[1][-1]
 
     def frames(
-        self, path: str | Path, row_start: int, rows: int, columns: Sequence[str] | None = None
+        self,
+        path: str | Path,
+        row_start: int,
+        rows: int,
+        columns: Sequence[str] | None = None,
+        *,
+        around_us: tuple[int, int] | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Yield ``rows`` rows from ``row_start`` on, at most `FRAME_ROWS` at a time; one empty frame for none.
+
+        Parameters
+        ----------
+        around_us : row groups of which no ``time`` is from the first to the second, that excluded, are left out; of
+            the others all rows come, whatever their time
 
         Raises
         ------
@@ -310,6 +328,8 @@ class PartReader:
             first, last = max(row_start, ends[group]), min(stop, ends[group + 1])
             if first >= last:
                 break
+            if around_us is not None and not self._is_around(name, group, around_us):
+                continue
             if (first, last) == (ends[group], ends[group + 1]):
                 yield from self._stream(name, group, wanted)
             else:
@@ -359,6 +379,16 @@ class PartReader:
         self._groups.move_to_end(key)
         return self._groups[key]
 
+    def _is_around(self, name: str, group: int, around_us: tuple[int, int]) -> bool:
+        """Whether a row group may have a time in a span; it may where the footer does not tell."""
+        with reading(name):
+            file = self._open(name)[0]
+            at = file.metadata.schema.names.index("time")
+            edges = file.metadata.row_group(group).column(at).statistics
+            if edges is None or not edges.has_min_max:
+                return True
+            return _us(edges.min) < around_us[1] and _us(edges.max) >= around_us[0]
+
     def _rows(self, name: str, group: int) -> int:
         ends = self._open(name)[1]
         return ends[group + 1] - ends[group]
@@ -366,6 +396,11 @@ class PartReader:
     def _empty(self, name: str, columns: tuple[str, ...] | None) -> pl.DataFrame:
         with reading(name):
             return _frame(self._open(name)[0].schema_arrow.empty_table(), columns)
+
+
+def _us(time: datetime) -> int:
+    """Return a time in microseconds since the epoch, to the last one."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def _frame(table: pa.Table, columns: Sequence[str] | None) -> pl.DataFrame:
