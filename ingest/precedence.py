@@ -15,6 +15,7 @@ from typing import Final
 
 import polars as pl
 
+from ingest.manifest import NO_PART
 from ingest.memory import give_back_heap
 from ingest.parts import PartReader, read_part, write_frame
 from ingest.quality import MAX_GAP_S
@@ -66,7 +67,7 @@ def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: 
     if not (come.height or old.height):
         return Yielded(spec, fresh)
     around = _near(_of(stays, _is_collected), pl.concat([come, old]))
-    covered = cover(pl.concat([around, collected]))
+    covered = cover(_without_gaps(pl.concat([around, collected])))
     touched = set(_overlapping(come, covered)["part"])
     names = _with_companions(_overlapping(old, covered), stays)
     if not (touched or names):
@@ -100,6 +101,24 @@ def cover(pieces: pl.DataFrame) -> pl.DataFrame:
     begins = (pl.col("first_time") > reached + _GAP).fill_null(True)
     spans = ordered.with_columns(begins.cum_sum().alias("span")).group_by(*_DEVICE, "span", maintain_order=True)
     return spans.agg(pl.col("first_time").min().alias("first"), pl.col("last_time").max().alias("last")).drop("span")
+
+
+def _without_gaps(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return the times of pieces, those with steps over `MAX_GAP_S` cut there, but for forgotten rows."""
+    columns = [*_DEVICE, "first_time", "last_time"]
+    gapped = (pl.col("gaps") > 0) & (pl.col("part") != NO_PART)
+    stretches = [pieces.filter(~gapped.fill_null(False)).select(columns)]
+    reader = PartReader(keep=1)
+    for piece in pieces.filter(gapped).sort("part", "row_start").iter_rows(named=True):
+        frames = reader.frames(piece["part"], piece["row_start"], piece["rows"], ["time"])
+        times = pl.concat(list(frames)).sort("time")
+        number = (pl.col("time").diff() > _GAP).fill_null(False).cum_sum()
+        of_each = times.group_by(number.alias("stretch"), maintain_order=True).agg(
+            pl.col("time").min().alias("first_time"), pl.col("time").max().alias("last_time")
+        )
+        device = [pl.lit(piece[name], pieces.schema[name]).alias(name) for name in _DEVICE]
+        stretches.append(of_each.with_columns(device).select(columns))
+    return pl.concat(stretches)
 
 
 def _is_collected(entry: str) -> bool:

@@ -122,6 +122,14 @@ def test_a_collector_in_another_spool_goes_before_too(spool, tmp_path):
     assert read(tmp_path / "lake")[40:] == [(7, s) for s in (45.03, 60.03, 75.03)]
 
 
+def test_a_gap_inside_a_segment_is_filled_by_what_was_scraped(spool):
+    one = follower(spool)
+    write_segment(spool, "gpu", 1, [gpu_cells(s, 7) for s in (*range(20), *range(100, 120))])
+    scraped(spool, 120)
+    one.round()
+    assert [s for _, s in read(spool.parent / "lake") if 19 < s < 100] == [30.03, 45.03, 60.03, 75.03, 90.03]
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_a_snapshot_is_cut_a_few_rows_at_a_time_as_it_is_at_once(spool, tmp_path, monkeypatch, rows):
     lakes = []
