@@ -108,8 +108,7 @@ def extract(
     head = read_head(root)
     clusters = _clusters(lake, head, cluster)
     with _staging(root) as folder:
-        if variant.set.compiled:
-            compile_kernels(say, here=not isinstance(runner, PoolRunner))
+        compile_kernels(variant.set, say, here=not isinstance(runner, PoolRunner))
         run = _Run(root, variant, runner, folder, progress=progress, commit_every_s=commit_every_s)
         for name in clusters:
             run.extract(name)

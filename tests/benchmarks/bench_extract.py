@@ -25,7 +25,7 @@ WINDOW = Variant("efficient", WindowSpec(60.0, "slide"))
 
 def extract(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
     """Return the tables of extraction."""
-    compile_kernels(tell, here=False)
+    compile_kernels(WINDOW.set, tell, here=False)
     scale = 0.03 if quick else 1.0
     lakes = {size: _lake(size * scale, tell) for size in (0.1e9, 0.4e9)}
     smaller, larger = lakes.values()
