@@ -13,7 +13,7 @@ from features.sets import FeatureSet, WindowShape, find_set
 from ingest.errors import JobwattError
 
 _WINDOWS, _CHANNELS, _SAMPLES = 2, 7, 64
-"""Windows enough, and long enough, for every kernel to be called, with arrays like those that windows of a lake give."""
+"""Windows enough, and long enough, for every kernel to be called with arrays like those that come from a lake."""
 
 
 def compile_kernels(made: FeatureSet, say: Callable[[str], None], *, here: bool) -> None:
