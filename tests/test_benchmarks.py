@@ -59,8 +59,8 @@ def test_every_contestant_of_the_efficient_set_is_timed_on_the_same_windows(monk
         return 1.0
 
     monkeypatch.setattr(bench, "_per_second", per_second)
-    monkeypatch.setattr(bench, "_extract", lambda windows: None)
-    monkeypatch.setattr(bench, "installed", lambda name: "1")
+    monkeypatch.setattr(bench, "_extract", lambda _: None)
+    monkeypatch.setattr(bench, "installed", lambda _: "1")
     windows = np.random.default_rng(0).normal(size=(9, 7, 20))
     bench._speed(windows, windows[:4], 1, print)
     assert len(timed) == 3
