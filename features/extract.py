@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from features.extraction import FeatureTask, extract_part
+from features.extraction import FeatureTask, TaskDone, extract_part
+from features.kernel_cache import is_compiled
 from features.planning import plan, summarise
 from features.variant import Variant
 from features.warming import compile_kernels
@@ -25,7 +26,7 @@ from ingest.errors import LakeBusyError, LakeError
 from ingest.feature_commit import FeatureResult, commit_features
 from ingest.head import Head, read_head
 from ingest.lake_lock import locked
-from ingest.runner import PoolRunner, Runner
+from ingest.runner import PoolRunner, Runner, SerialRunner
 
 COMMIT_EVERY_S: Final = 2.0
 """Parts that are ready wait so long for others, and are committed together."""
@@ -111,8 +112,6 @@ def extract(
     head = read_head(root)
     clusters = _clusters(lake, head, cluster)
     with _staging(root) as folder:
-        if variant.set.compiled:
-            compile_kernels(say, here=not isinstance(runner, PoolRunner))
         run = _Run(root, variant, runner, folder, progress=progress, say=say, commit_every_s=commit_every_s)
         for name in clusters:
             run.extract(name)
@@ -168,6 +167,12 @@ def _staging(root: Path) -> Iterator[Path]:
                 above.rmdir()
 
 
+def _extract_compiled(task: FeatureTask) -> TaskDone:
+    """Extract a part where the kernels are, or else become, compiled: a worker may be on another machine."""
+    compile_kernels(task.variant.set, lambda _: None, here=True)
+    return extract_part(task)
+
+
 class _Run:
     """One extraction."""
 
@@ -184,6 +189,7 @@ class _Run:
     ) -> None:
         self._root, self._variant, self._runner, self._folder = root, variant, runner, folder
         self._progress, self._say = progress, say
+        self._is_ready = not variant.set.compiled
         self._commit_every_s = commit_every_s
         self._done = self._total = 0
         self.rows = self.series = self.changed = 0
@@ -195,12 +201,24 @@ class _Run:
             self._progress(Progress("planning"))
             folder = self._folder / f"{cluster}-{number}"
             tasks = plan(self._root, folder, self._variant, cluster, self._runner.workers)
-            if number and not tasks:
+            if not tasks:
                 return
+            self._compile()
             changed = self._work(tasks)
             if not changed:
                 return
         self.changed += changed
+
+    def _compile(self) -> None:
+        """Have the kernels compiled before the first task: here or beside this process, else where the workers are."""
+        if self._is_ready:
+            return
+        self._is_ready = True
+        made, runner = self._variant.set, self._runner
+        if isinstance(runner, SerialRunner | PoolRunner):
+            compile_kernels(made, self._say, here=isinstance(runner, SerialRunner))
+        elif not all(list(runner.map(is_compiled, [made.name] * runner.workers))):
+            self._say(f"the workers compile the kernels of {made.name}: up to a minute, once on each machine")
 
     def _work(self, tasks: Sequence[FeatureTask]) -> int:
         """Run tasks and commit what they wrote; return how many series have to be done again."""
@@ -210,7 +228,7 @@ class _Run:
         ready: list[FeatureResult] = []
         committed_s = time.monotonic()
         self._tell()
-        for done in self._runner.map(extract_part, tasks):
+        for done in self._runner.map(_extract_compiled, tasks):
             self._done += done.windows
             self._tell()
             if done.result is None:

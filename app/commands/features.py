@@ -242,8 +242,7 @@ def live(
     from features.warming import compile_kernels
 
     root = load(lake=lake).lake
-    if variant.set.compiled:
-        compile_kernels(_say, here=True)
+    compile_kernels(variant.set, _say, here=True)
     found = live_features(root, variant, now_s=time.time(), active_s=active_within, cluster=cluster)
     for row in found.short.iter_rows(named=True):
         _say(f"job {row['job_id']} on {row['node']}, GPU {row['gpu_index']}: no window, {row['reason']}")

@@ -19,6 +19,7 @@ from features import extraction
 from features.extract import extract
 from features.extraction import read_span
 from features.live import live_features
+from features.planning import plan
 from features.statistical import statistic_names, statistics
 from features.windows import CHALLENGE_CHANNELS, cut_windows
 from ingest.errors import LakeBusyError, LakeError
@@ -147,6 +148,16 @@ def test_two_workers_make_what_one_makes(lake):
     with PoolRunner(2) as runner:
         run_extract(other, runner=runner)
     assert Lake(other).scan_features(variant().name).collect().sort("job_id").equals(expected.sort("job_id"))
+
+
+def test_a_wide_set_has_fewer_tasks_so_that_its_columns_are_worth_a_part(tmp_path):
+    lake = make_lake(tmp_path, jobs=12)
+    tasks = {}
+    for name in ("statistical", "intervals"):
+        what = variant(name, place="slide", seconds=3.0, stride_s=0.5)
+        tasks[name] = plan(lake, tmp_path / name, what, "one", workers=2)
+        assert sum(task.windows for task in tasks[name]) == 12 * 15
+    assert len(tasks["intervals"]) == 2 < len(tasks["statistical"])
 
 
 def test_a_series_in_several_parts_is_one_series(tmp_path):
