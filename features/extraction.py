@@ -23,7 +23,8 @@ from ingest.errors import LakeError
 from ingest.feature_commit import FeatureResult, write_rows
 from ingest.feature_schemas import FEATURE_SERIES, FEATURES, feature_schema
 from ingest.memory import give_back_memory
-from ingest.parts import PartReader, PartWriter, read_part
+from ingest.part_writer import PartWriter
+from ingest.parts import PartReader, read_part
 from ingest.records import Part
 from ingest.schemas import CPU_SAMPLES, GPU_SAMPLES, NODE_SAMPLES, SERIES_KEY, TIME
 from ingest.units import US_PER_S

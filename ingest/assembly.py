@@ -21,7 +21,8 @@ from ingest.feature_commit import Touched, split_stale, write_rows
 from ingest.head import Head, LakePart, finish_moves, write_head
 from ingest.manifest import INPUTS_SCHEMA, read_inputs, write_inputs, write_pieces
 from ingest.minutes import MINUTE_KEY, meet_spans, minutes_of_pieces, void_spans
-from ingest.parts import PartReader, read_part, time_range, write_part
+from ingest.part_writer import write_part
+from ingest.parts import PartReader, read_part, time_range
 from ingest.reconcile import Plan
 from ingest.records import CommitSpec, CountKey, FileRecord, Part, RewriteResult
 from ingest.refusals import Refusals, is_refusal

@@ -26,7 +26,8 @@ from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_sch
 from ingest.head import STAGING, Head, LakePart, finish_moves, write_head, writing
 from ingest.manifest import NO_PART, read_pieces_of
 from ingest.migrate import migrate
-from ingest.parts import read_part, write_table
+from ingest.part_writer import write_table
+from ingest.parts import read_part
 from ingest.records import Part
 from ingest.schemas import SERIES_KEY
 

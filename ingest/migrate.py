@@ -15,7 +15,8 @@ import polars as pl
 from ingest.feature_schemas import feature_schema, features_in
 from ingest.head import MIGRATED, NOW, STAGING, Head, LakePart, finish_moves, read_head, write_head, writing
 from ingest.manifest import read_inputs, read_pieces, write_inputs, write_pieces
-from ingest.parts import open_part, read_part, reading, write_table
+from ingest.part_writer import write_table
+from ingest.parts import open_part, read_part, reading
 from ingest.schemas import TABLES
 from ingest.staging import conform_pieces
 

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from ingest.disk import Syncing
-from ingest.parts import PartWriter, write_frame, write_part
+from ingest.part_writer import PartWriter, write_part
+from ingest.parts import write_frame
 from ingest.quality import LIMITS
 from ingest.records import CountKey, Part
 from ingest.rollup import join_minutes

@@ -25,7 +25,8 @@ from features.windows import CHALLENGE_CHANNELS, cut_windows
 from ingest.errors import LakeBusyError, LakeError
 from ingest.lake import Lake
 from ingest.lake_lock import locked
-from ingest.parts import PartReader, PartWriter
+from ingest.part_writer import PartWriter
+from ingest.parts import PartReader
 from ingest.runner import PoolRunner, SerialRunner
 from ingest.schemas import GPU_SAMPLES, TIME
 from tests.features.lakes import RATE, gpu_name, job_file, make_lake, run_extract, variant

@@ -10,7 +10,8 @@ import pytest
 
 from ingest.errors import LakeError
 from ingest.head import read_head
-from ingest.parts import PartReader, PartWriter, read_part, write_frame, write_part
+from ingest.part_writer import PartWriter, write_part
+from ingest.parts import PartReader, read_part, write_frame
 from ingest.schemas import GPU_SAMPLES, LABELS
 from tests.lakes import assert_same_tables, damage_first_page, read_tables
 from tests.small_sources import gpu_file, gpu_row, lines, take, write

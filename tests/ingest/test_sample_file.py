@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import compiled, parquet_format, parts
-from ingest.parts import PartWriter, arrow_schema, read_part
+from ingest import compiled, parquet_format, part_writer
+from ingest.part_writer import PartWriter, arrow_schema
+from ingest.parts import read_part
 from ingest.sample_file import SampleFile
 from ingest.schemas import GPU_SAMPLES
 from ingest.staging import Staging
@@ -165,7 +166,7 @@ def test_without_compiled_functions_the_values_are_the_same(tmp_path, monkeypatc
     frame = GPU_SAMPLES.conform(frame.with_columns(time=pl.Series(times)))
     monkeypatch.setattr(compiled, "compiled", lambda: None)
     monkeypatch.setattr(compiled, "is_available", lambda: False)
-    monkeypatch.setattr(parts, "is_available", lambda: False)
+    monkeypatch.setattr(part_writer, "is_available", lambda: False)
     monkeypatch.setattr(SampleFile, "__init__", None)
     path = written(tmp_path / "x.parquet", frame)
     for reader in READERS.values():
