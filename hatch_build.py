@@ -1,4 +1,4 @@
-"""Builds the quick CSV parser beside its source, where there is a C compiler; without one ingest is only slower."""
+"""Builds the C functions of ingest beside their source, where there is a C compiler; without one it is only slower."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def compile_library(source: Path, library: Path) -> bool:
         shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
     )
     if not compiler:
-        _tell("no C compiler: jobwatt will parse CSV with polars alone, more slowly")
+        _tell("no C compiler: ingest will do without its C functions, more slowly")
         return False
     temporary = library.with_suffix(f".{os.getpid()}.tmp")
     command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(temporary), str(source), "-lm"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
-        _tell(f"{SOURCE} did not compile ({error}); jobwatt will parse CSV with polars alone, more slowly")
+        _tell(f"{SOURCE} did not compile ({error}); ingest will do without its C functions, more slowly")
         temporary.unlink(missing_ok=True)
         return False
     temporary.replace(library)

@@ -48,7 +48,7 @@ def examine(lake: Path | None) -> list[Finding]:
     if hidden_rooms(home, sys.path):
         found = "not looked at, since a module of another project is in the way"
         return [*rooms, *machine, Finding("warning", "lake", found, "see to the rooms first")]
-    return [*rooms, *machine, check_quick_parser(), check_workers(), *check_lake(lake)]
+    return [*rooms, *machine, check_compiled(), check_workers(), *check_lake(lake)]
 
 
 # -- the installation --------------------------------------------------------------------------------------------------
@@ -103,14 +103,15 @@ def check_libraries(names: Sequence[str]) -> Finding:
 # -- the lake and the machine ------------------------------------------------------------------------------------------
 
 
-def check_quick_parser() -> Finding:
-    """Return whether the compiled CSV parser was built."""
+def check_compiled() -> Finding:
+    """Return whether the C functions of ingest were built, all of them."""
+    from ingest import compiled
     from ingest.sources import quick
 
-    if quick.is_available():
-        return Finding("ok", "CSV parser", "compiled")
+    if quick.is_available() and compiled.is_available():
+        return Finding("ok", "C functions", "compiled")
     return Finding(
-        "warning", "CSV parser", "not compiled, ingest is slower", "install a C compiler, then run `make clean demo`"
+        "warning", "C functions", "not compiled, ingest is slower", "install a C compiler, then run `make clean demo`"
     )
 
 

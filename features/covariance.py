@@ -49,17 +49,32 @@ def covariance(values: FloatArray) -> npt.NDArray[np.float64]:
     moved = values.astype(np.float64)
     if values.shape[2]:
         moved -= np.fmin.reduce(moved, axis=2, keepdims=True)
+    whole = ~np.isnan(moved).any(axis=(1, 2))
+    if whole.all():
+        return _of_whole(moved)[:, upper[0], upper[1]]
+    out = np.empty((len(moved), len(upper[0])))
+    out[whole] = _of_whole(moved[whole])[:, upper[0], upper[1]]
+    out[~whole] = _of_incomplete(moved[~whole])[:, upper[0], upper[1]]
+    return out
+
+
+def _of_whole(moved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The matrices of windows without a missing reading, which are overwritten."""
+    n_samples = moved.shape[2]
+    if n_samples < 2:
+        return np.full((len(moved), moved.shape[1], moved.shape[1]), np.nan)
+    moved -= moved.mean(axis=2, keepdims=True)
+    return np.asarray(np.matmul(moved, moved.swapaxes(1, 2)) / (n_samples - 1.0))
+
+
+def _of_incomplete(moved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The matrices of windows that lack readings, each pair over the samples that both channels have."""
     have = ~np.isnan(moved)
-    if have.all():
-        moved -= moved.mean(axis=2, keepdims=True) if values.shape[2] else 0.0
-        total = np.matmul(moved, moved.swapaxes(1, 2))
-        count = np.full_like(total, values.shape[2])
-    else:
-        present = have.astype(np.float64)
-        moved = np.where(have, moved, 0.0)
-        count = np.matmul(present, present.swapaxes(1, 2))
-        of_each = np.matmul(moved, present.swapaxes(1, 2))  # [i, j]: sum of channel i over what it shares with j
-        product = of_each * of_each.swapaxes(1, 2) / np.maximum(count, 1.0)
-        total = np.matmul(moved, moved.swapaxes(1, 2)) - product
+    present = have.astype(np.float64)
+    moved = np.where(have, moved, 0.0)
+    count = np.matmul(present, present.swapaxes(1, 2))
+    of_each = np.matmul(moved, present.swapaxes(1, 2))  # [i, j]: sum of channel i over what it shares with j
+    product = of_each * of_each.swapaxes(1, 2) / np.maximum(count, 1.0)
+    total = np.matmul(moved, moved.swapaxes(1, 2)) - product
     enough = count > 1.0
-    return np.where(enough, total / np.where(enough, count - 1.0, 1.0), np.nan)[:, upper[0], upper[1]]
+    return np.where(enough, total / np.where(enough, count - 1.0, 1.0), np.nan)

@@ -17,18 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from features.extraction import FeatureTask, extract_part
+from features.extraction import FeatureTask, TaskDone, extract_part
+from features.kernel_cache import is_compiled
 from features.planning import plan, summarise
 from features.variant import Variant
 from features.warming import compile_kernels
-from ingest.errors import LakeError
+from ingest.errors import LakeBusyError, LakeError
 from ingest.feature_commit import FeatureResult, commit_features
 from ingest.head import Head, read_head
 from ingest.lake_lock import locked
-from ingest.runner import PoolRunner, Runner
+from ingest.runner import PoolRunner, Runner, SerialRunner
 
 COMMIT_EVERY_S: Final = 2.0
 """Parts that are ready wait so long for others, and are committed together."""
+
+LAST_BUSY_S: Final = 600.0
+"""So long the last commit waits for whoever writes the lake; those before it are put off instead."""
 
 PASSES: Final = 3
 """So often a lake that somebody else is writing is planned anew for what changed meanwhile."""
@@ -95,7 +99,7 @@ def extract(
     ----------
     cluster : only the jobs of this one
     progress : called with how far it is
-    say : called with a line, where kernels have to be compiled first
+    say : called with a line, where kernels have to be compiled first, or somebody else writes the lake for long
 
     Raises
     ------
@@ -108,9 +112,7 @@ def extract(
     head = read_head(root)
     clusters = _clusters(lake, head, cluster)
     with _staging(root) as folder:
-        if variant.set.compiled:
-            compile_kernels(say, here=not isinstance(runner, PoolRunner))
-        run = _Run(root, variant, runner, folder, progress=progress, commit_every_s=commit_every_s)
+        run = _Run(root, variant, runner, folder, progress=progress, say=say, commit_every_s=commit_every_s)
         for name in clusters:
             run.extract(name)
     summary = summarise(root, variant, clusters)
@@ -165,6 +167,12 @@ def _staging(root: Path) -> Iterator[Path]:
                 above.rmdir()
 
 
+def _extract_compiled(task: FeatureTask) -> TaskDone:
+    """Extract a part where the kernels are, or else become, compiled: a worker may be on another machine."""
+    compile_kernels(task.variant.set, lambda _: None, here=True)
+    return extract_part(task)
+
+
 class _Run:
     """One extraction."""
 
@@ -176,10 +184,12 @@ class _Run:
         folder: Path,
         *,
         progress: Callable[[Progress], None],
+        say: Callable[[str], None],
         commit_every_s: float,
     ) -> None:
         self._root, self._variant, self._runner, self._folder = root, variant, runner, folder
-        self._progress = progress
+        self._progress, self._say = progress, say
+        self._is_ready = not variant.set.compiled
         self._commit_every_s = commit_every_s
         self._done = self._total = 0
         self.rows = self.series = self.changed = 0
@@ -191,12 +201,24 @@ class _Run:
             self._progress(Progress("planning"))
             folder = self._folder / f"{cluster}-{number}"
             tasks = plan(self._root, folder, self._variant, cluster, self._runner.workers)
-            if number and not tasks:
+            if not tasks:
                 return
+            self._compile()
             changed = self._work(tasks)
             if not changed:
                 return
         self.changed += changed
+
+    def _compile(self) -> None:
+        """Have the kernels compiled before the first task: here or beside this process, else where the workers are."""
+        if self._is_ready:
+            return
+        self._is_ready = True
+        made, runner = self._variant.set, self._runner
+        if isinstance(runner, SerialRunner | PoolRunner):
+            compile_kernels(made, self._say, here=isinstance(runner, SerialRunner))
+        elif not all(list(runner.map(is_compiled, [made.name] * runner.workers))):
+            self._say(f"the workers compile the kernels of {made.name}: up to a minute, once on each machine")
 
     def _work(self, tasks: Sequence[FeatureTask]) -> int:
         """Run tasks and commit what they wrote; return how many series have to be done again."""
@@ -206,7 +228,7 @@ class _Run:
         ready: list[FeatureResult] = []
         committed_s = time.monotonic()
         self._tell()
-        for done in self._runner.map(extract_part, tasks):
+        for done in self._runner.map(_extract_compiled, tasks):
             self._done += done.windows
             self._tell()
             if done.result is None:
@@ -214,16 +236,26 @@ class _Run:
             else:
                 ready.append(done.result)
             if ready and time.monotonic() - committed_s >= self._commit_every_s:
-                again += self._commit(ready)
-                ready, committed_s = [], time.monotonic()
-        return again + (self._commit(ready) if ready else 0)
+                with contextlib.suppress(LakeBusyError):  # what is ready waits; it is not worth stopping the others for
+                    again += self._commit(ready, busy_s=0.0)
+                    ready = []
+                committed_s = time.monotonic()
+        return again + (self._commit_last(ready) if ready else 0)
 
     def _tell(self) -> None:
         self._progress(Progress("extracting", self._done, self._total))
 
-    def _commit(self, ready: Sequence[FeatureResult]) -> int:
+    def _commit_last(self, ready: Sequence[FeatureResult]) -> int:
+        """Take the rest of the parts into the lake, waiting for whoever writes it."""
+        try:
+            return self._commit(ready, busy_s=1.0)
+        except LakeBusyError as error:
+            self._say(f"{error} (what is finished waits here, for up to {LAST_BUSY_S / 60:g} minutes)")
+        return self._commit(ready, busy_s=LAST_BUSY_S)
+
+    def _commit(self, ready: Sequence[FeatureResult], *, busy_s: float) -> int:
         """Take parts into the lake; return how many series changed since their task was planned."""
-        taken = commit_features(self._root, ready)
+        taken = commit_features(self._root, ready, busy_s=busy_s)
         self.rows += taken.windows
         self.series += taken.series
         return taken.changed

@@ -23,9 +23,10 @@ from ingest.errors import LakeError
 from ingest.feature_commit import FeatureResult, write_rows
 from ingest.feature_schemas import FEATURE_SERIES, FEATURES, feature_schema
 from ingest.memory import give_back_memory
-from ingest.parts import PartReader, PartWriter, read_part
+from ingest.part_writer import PartWriter
+from ingest.parts import PartReader, read_part
 from ingest.records import Part
-from ingest.schemas import CPU_SAMPLES, NODE_SAMPLES, SERIES_KEY, TIME
+from ingest.schemas import CPU_SAMPLES, GPU_SAMPLES, NODE_SAMPLES, SERIES_KEY, TIME
 from ingest.units import US_PER_S
 
 BATCH_WINDOWS: Final = 256
@@ -160,8 +161,9 @@ class _Extraction:
         refused = 0
         rows_per_s = int(pieces["rows"].sum()) / max((last_us - first_us) / US_PER_S, 1e-6)
         for chunk in _chunks(starts_us, self._windows_at_once(), round(READ_ROWS / rows_per_s * US_PER_S)):
-            end_us = int(chunk[-1]) + round(spec.seconds * US_PER_S)
-            samples = read_span(self._reader, pieces, int(chunk[0]), end_us, variant.channels)
+            beside_us = round((spec.max_gap_s or 0.0) * US_PER_S) + 1 if spec.even else 0
+            end_us = int(chunk[-1]) + round(spec.seconds * US_PER_S) + beside_us
+            samples = read_span(self._reader, pieces, int(chunk[0]) - beside_us, end_us, variant.channels)
             values, rates, reasons = cut_series(samples, chunk, spec, variant.channels)
             kept = [int(start) for start, why in zip(chunk, reasons, strict=True) if not why]
             self._add(values, rates, [(job_id, node, gpu_index, start_us) for start_us in kept])
@@ -206,9 +208,12 @@ class _Extraction:
             return
         variant = self._task.variant
         job_id, node, gpu_index, start_us = (list(column) for column in zip(*batch.keys, strict=True))
-        windows = pl.DataFrame({"job_id": job_id, "node": node, "gpu_index": gpu_index, "start_us": start_us})
+        rates = np.concatenate(batch.samples_per_s)
+        windows = pl.DataFrame(
+            {"job_id": job_id, "node": node, "gpu_index": gpu_index, "start_us": start_us, "samples_per_s": rates}
+        )
         around = self._context(windows) if variant.set.context else None
-        described = describe(np.concatenate(batch.values), np.concatenate(batch.samples_per_s), variant, around)
+        described = describe(np.concatenate(batch.values), rates, variant, around)
         self._waiting.append(feature_rows(variant, windows, described))
         if sum(frame.estimated_size() for frame in self._waiting) >= GROUP_BYTES:
             self._flush()
@@ -250,9 +255,15 @@ def _named(variant: Variant) -> dict[str, Any]:
 
 
 def feature_rows(variant: Variant, windows: pl.DataFrame, described: pl.DataFrame) -> pl.DataFrame:
-    """Return rows of ``features``: whose windows they are, then what `describe` made of them."""
+    """Return rows of ``features``: whose windows they are, then what `describe` made of them.
+
+    Parameters
+    ----------
+    windows : job_id, node, gpu_index, start_us and samples_per_s, NaN where all samples are of one instant
+    """
     literal = [pl.lit(value).alias(name) for name, value in _named(variant).items()]
-    named = windows.with_columns(pl.col("start_us").cast(TIME).alias("window_start"), *literal)
+    start, rate = pl.col("start_us").cast(TIME).alias("window_start"), pl.col("samples_per_s").fill_nan(None)
+    named = windows.with_columns(start, rate, *literal)
     rows = pl.concat([named, described], how="horizontal")
     fixed = [pl.col(name).cast(dtype) for name, dtype in FEATURES.columns.items()]
     return rows.select(*fixed, *[name for name in described.columns if name not in FEATURES.columns])
@@ -281,7 +292,7 @@ def _chunks(starts_us: npt.NDArray[np.int64], count: int, span_us: int) -> Itera
 def read_span(
     reader: PartReader, pieces: pl.DataFrame, begin_us: int, end_us: int, channels: Sequence[str]
 ) -> pl.DataFrame:
-    """Return the samples of one series from a time on, end excluded, in the order of time.
+    """Return the samples of one series from a time on, end excluded, in the order of time; none where it has a gap.
 
     Parameters
     ----------
@@ -294,11 +305,9 @@ def read_span(
     found = [
         frame.filter(inside)
         for part, start, rows in mine.select("part", "row_start", "rows").iter_rows()
-        for frame in reader.frames(part, start, rows, columns)
+        for frame in reader.frames(part, start, rows, columns, around_us=(begin_us, end_us))
     ]
-    if not found:
-        raise LakeError("the index has no samples for a window of a series; see: jobwatt lake check")
-    return pl.concat(found)
+    return pl.concat([GPU_SAMPLES.empty().select(columns), *found])
 
 
 def near_times(samples: pl.DataFrame, windows: pl.DataFrame, margin_s: float) -> pl.DataFrame:

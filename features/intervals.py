@@ -139,9 +139,8 @@ def intervals(values: FloatArray) -> npt.NDArray[np.float32]:
             order = _order(series)
             for level in _levels(series.shape[1]):
                 table = _table(tuple(level), series.shape[1])
-                n_columns = len(table.low)
-                _fill(part[:, column : column + n_columns], series, order, table)
-                column += n_columns
+                _fill(part, column, series, order, table)
+                column += len(table.low)
     return out.reshape(n_windows, n_channels * width)
 
 
@@ -208,8 +207,8 @@ def _short(places: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
 
 
 @kernel
-def _fill(out: _Series, series: _Series, order: npt.NDArray[np.uint32], table: _Table) -> None:
-    """Write the quantiles of one level's intervals into the columns of ``out``."""
+def _fill(out: _Series, first: int, series: _Series, order: npt.NDArray[np.uint32], table: _Table) -> None:
+    """Write the quantiles of one level's intervals into the columns of ``out``, from the first on."""
     n_rows, n_samples = series.shape
     member, bounds = table.member, table.bounds
     n_intervals = len(bounds) - 1
@@ -230,7 +229,7 @@ def _fill(out: _Series, series: _Series, order: npt.NDArray[np.uint32], table: _
             found = one + (other - one) * table.weight[column]
             if table.less_mean[column]:
                 found -= mean_of
-            out[row, column] = np.nan if np.isnan(mean_of) else found
+            out[row, first + column] = np.nan if np.isnan(mean_of) else found
 
 
 @loose_kernel

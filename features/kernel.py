@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numba
-from numba.core import event
+from numba.core import caching, event
 
-from features.kernel_cache import cache_folder
+from features.kernel_cache import FOLDER
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -30,28 +31,47 @@ def loose_kernel(function: _Function) -> _Function:
 
 
 def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
-    options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": fastmath}
-    try:
-        return cast(_Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # no folder, neither here nor of the user's, where code could be kept: each process compiles
-        return cast(_Function, numba.njit(**options)(function))
+    made = numba.njit(error_model="numpy", nogil=True, fastmath=fastmath)(function)
+    with suppress(RuntimeError):  # no folder, neither here nor of the user's, can be written: each process compiles
+        made._cache = _Cache(function)  # as njit(cache=True) does, whose folders are the whole process's or fixed
+    return cast(_Function, made)
 
 
-def drop_stale_code(folder: Path) -> None:
-    """Remove compiled kernels that are older than any source beside or below them.
+class _Locator(caching._CacheLocator):  # type: ignore[misc]  # numba has no types
+    """Says where the code of one kernel is kept, as numba asks: a folder for each module."""
 
-    numba looks at a kernel's own file only: one that calls a kernel of another file would keep that one's old code.
-    """
-    newest_s = max((source.stat().st_mtime for source in folder.rglob("*.py")), default=0.0)
-    for index in folder.rglob("__pycache__/*.nbi"):
-        with suppress(OSError):  # gone already, or not ours to remove
-            if index.stat().st_mtime <= newest_s:
-                index.unlink()
+    def __init__(self, function: Callable[..., Any], source: Path) -> None:
+        self._stamp = hashlib.sha256(source.read_bytes()).hexdigest()
+        self._line = function.__code__.co_firstlineno
+        self._path = FOLDER / function.__module__
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Self | None:
+        """Return the locator of a function; None where nothing can be kept, or it is of no file."""
+        try:
+            found = cls(py_func, Path(py_file))
+            found.ensure_cache_path()
+        except OSError:
+            return None
+        return found
+
+    def get_cache_path(self) -> str:
+        return str(self._path)
+
+    def get_source_stamp(self) -> str:
+        """The checksum of the function's module; those of all kernels together are in the folder's name."""
+        return self._stamp
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
 
 
-drop_stale_code(Path(__file__).parent)
-if cache_folder() != Path(__file__).parent / "__pycache__":  # numba decides by this when a kernel is decorated
-    numba.config.CACHE_DIR = str(cache_folder())
+class _CacheOfResults(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes: ClassVar[list[type]] = [_Locator]
+
+
+class _Cache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _CacheOfResults
 
 
 class _Compilations(event.Listener):  # type: ignore[misc]  # numba has no types

@@ -60,7 +60,11 @@ def live_features(
     ------
     LakeError
         If there is no lake, it has no GPU samples (of that cluster), or a part of it is damaged.
+    ValueError
+        If the variant has an even grid: that needs a reading after the window, which the newest one has not.
     """
+    if variant.window.even:
+        raise ValueError(f"{variant.name} has an even grid, which needs a reading after the window; give one without")
     for _ in range(_TRIES - 1):
         before = read_head(lake).generation
         try:
@@ -121,7 +125,9 @@ class _Cluster:
         schema = {name: FEATURE_SERIES.columns[name] for name in _KEY}
         windows = pl.DataFrame(keys, schema={**schema, "start_us": pl.Int64, "last_us": pl.Int64})
         around = self._context(windows) if variant.set.context else None
-        rows = feature_rows(variant, windows, describe(np.concatenate(values), np.concatenate(rates), variant, around))
+        rate = np.concatenate(rates)
+        described = describe(np.concatenate(values), rate, variant, around)
+        rows = feature_rows(variant, windows.with_columns(samples_per_s=rate), described)
         age_s = pl.Series("age_s", (self._now_us - windows["last_us"].to_numpy()) / US_PER_S, dtype=pl.Float64)
         left = pl.DataFrame(short, schema={**schema, "samples": pl.Int64, "reason": pl.String})
         return LiveFeatures(

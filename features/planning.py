@@ -30,6 +30,10 @@ TASKS_PER_WORKER: Final = 4
 LEAST_WINDOWS: Final = 32
 """Small parts are put together until a task has so many windows."""
 
+WIDE_TASKS: Final = 8
+WIDE_LEAST_WINDOWS: Final = 128
+"""The same for wide sets: a part of thousands of columns costs as much as some hundred of its windows."""
+
 _KEY: Final = list(SERIES_KEY)
 
 
@@ -72,7 +76,7 @@ def plan(root: Path, folder: Path, variant: Variant, cluster: str, workers: int)
     nodes = context.filter(pl.col("table") == "node_samples")
     node_parts = tuple(str(root / part) for part in nodes["part"].unique().sort())
     tasks = []
-    for number, keys in enumerate(_partitions(series, workers)):
+    for number, keys in enumerate(_partitions(series, _most_windows(series, variant, workers))):
         jobs = keys.select("job_id").unique()
         mine = pl.concat(
             [
@@ -116,12 +120,18 @@ def _series(gpu: pl.DataFrame, variant: Variant) -> pl.DataFrame:
     return in_order.with_row_index("order")
 
 
-def _partitions(series: pl.DataFrame, workers: int) -> Iterator[pl.DataFrame]:
+def _most_windows(series: pl.DataFrame, variant: Variant, workers: int) -> int:
+    """Return how many windows a task has, at most, unless one series has more."""
+    tasks, least = (WIDE_TASKS, WIDE_LEAST_WINDOWS) if variant.set.wide else (TASKS, LEAST_WINDOWS)
+    windows = int(series["windows"].clip(1).sum())
+    return min(max(windows // max(tasks, TASKS_PER_WORKER * workers), least), MOST_WINDOWS)
+
+
+def _partitions(series: pl.DataFrame, most: int) -> Iterator[pl.DataFrame]:
     """Yield the series of each task: those of one part, of several small ones, or some of those of a large one."""
     if not series.height:
         return
     weight = np.maximum(series["windows"].to_numpy(), 1)
-    most = int(np.clip(weight.sum() // max(TASKS, TASKS_PER_WORKER * workers), LEAST_WINDOWS, MOST_WINDOWS))
     owner = series["owner"].to_list()
     begin = held = 0
     for row, windows in enumerate(weight.tolist()):

@@ -37,7 +37,8 @@ class FeatureSet:
     tables of two versions are never mixed. A ``whole`` set counts a missing reading like any other, so a channel must
     have all of them; shorter windows than ``least_samples`` it cannot take. ``context`` names the columns that it has
     of what is around the window, which are no features of its values (`features.job.context`); a
-    ``compiled`` set has kernels that the first window waits for (`features.warming`).
+    ``compiled`` set has kernels that the first window waits for (`features.warming`). A ``wide`` one has so many
+    columns that a part of few windows costs more than the windows do.
     """
 
     name: str
@@ -48,6 +49,7 @@ class FeatureSet:
     least_samples: int = 1
     context: tuple[str, ...] = ()
     compiled: bool = False
+    wide: bool = False
 
 
 def _interval_names(shape: WindowShape) -> list[str]:
@@ -93,13 +95,13 @@ def _job(values: FloatArray, shape: WindowShape) -> npt.NDArray[np.floating]:
 FEATURE_SETS: dict[str, FeatureSet] = {
     made.name: made
     for made in (
-        FeatureSet("covariance", 1, lambda s: covariance_names(s.channels), lambda values, _: covariance(values)),
+        FeatureSet("covariance", 2, lambda s: covariance_names(s.channels), lambda values, _: covariance(values)),
         FeatureSet("statistical", 2, lambda s: statistic_names(s.channels), lambda values, _: statistics(values)),
         FeatureSet("spectral", 2, lambda s: spectral_names(s.channels), lambda x, s: spectral(x, s.samples_per_s)),
-        FeatureSet("intervals", 2, _interval_names, _intervals, least_samples=4, compiled=True),
+        FeatureSet("intervals", 2, _interval_names, _intervals, least_samples=4, compiled=True, wide=True),
         FeatureSet("low_overhead", 1, lambda s: low_overhead_names(s.channels), lambda x, _: low_overhead(x)),
         FeatureSet("job", 1, lambda s: job_names(s.channels), _job, context=CONTEXT_NAMES),
-        FeatureSet("efficient", 1, _efficient_names, _efficient, whole=True, compiled=True),
+        FeatureSet("efficient", 1, _efficient_names, _efficient, whole=True, compiled=True, wide=True),
         FeatureSet("tsfresh", 1, _tsfresh_names, _tsfresh, whole=True),
     )
 }

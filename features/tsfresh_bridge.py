@@ -1,5 +1,7 @@
-"""The feature set `tsfresh`: the library itself, its efficient settings, on dask, of the same windows.
+"""The feature set `tsfresh`: the library itself, its efficient settings, of the same windows, as a graph of dask tasks.
 
+The graph runs in this thread (dask's synchronous scheduler): a task of an extraction has one core, and several at once
+are what `ingest.runner` is for, be it a pool, a dask cluster or Slurm.
 Slow (BENCHMARKS.md has how slow), and here to be compared with: `efficient` has the same columns at the same values.
 Importing tsfresh takes seconds, so that happens when the first window comes.
 """

@@ -8,15 +8,18 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from features.kernel_cache import is_compiled
+from features.kernel_cache import is_compiled, note_compiled
+from features.sets import FeatureSet, WindowShape, find_set
 from ingest.errors import JobwattError
 
-_SAMPLES = 64
-"""A window long enough for every kernel to be called."""
+_WINDOWS, _CHANNELS, _SAMPLES = 2, 7, 64
+"""Windows enough, and long enough, for every kernel to be called with arrays like those that come from a lake."""
 
 
-def compile_kernels(say: Callable[[str], None], *, here: bool) -> None:
-    """Compile what is not compiled yet, and call ``say`` with one line before that; nothing where all is there.
+def compile_kernels(made: FeatureSet, say: Callable[[str], None], *, here: bool) -> None:
+    """Compile what a set needs and is not compiled yet, and call ``say`` with one line before that.
+
+    Nothing happens where all is there, or the set has no kernels.
 
     Parameters
     ----------
@@ -28,14 +31,14 @@ def compile_kernels(say: Callable[[str], None], *, here: bool) -> None:
     JobwattError
         If the compiling process dies.
     """
-    if is_compiled():
+    if not made.compiled or is_compiled(made.name):
         return
     if here:
-        _compile(say)
+        _compile(made, say)
         return
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_compile_apart, args=(theirs,), daemon=True)
+    process = context.Process(target=_compile_apart, args=(made.name, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -46,17 +49,25 @@ def compile_kernels(say: Callable[[str], None], *, here: bool) -> None:
     if process.exitcode:
         raise JobwattError(
             f"compiling the kernels ended with {process.exitcode} (out of memory?); try it alone: "
-            "jobwatt features extract --set efficient --workers 1"
+            f"jobwatt features extract --set {made.name} --workers 1"
         )
 
 
-def _compile_apart(said: Connection) -> None:
-    _compile(said.send)
+def _compile_apart(set_name: str, said: Connection) -> None:
+    _compile(find_set(set_name), said.send)
     said.close()
 
 
-def _compile(say: Callable[[str], None]) -> None:
-    from features.efficient import compilation_told, efficient
+def _compile(made: FeatureSet, say: Callable[[str], None]) -> None:
+    from features.kernel import compilation_told
 
     with compilation_told(say):
-        efficient(np.random.default_rng(0).normal(size=(1, 1, _SAMPLES)))
+        call_kernels(made)
+    note_compiled(made.name)
+
+
+def call_kernels(made: FeatureSet) -> None:
+    """Describe a few windows, so that every kernel of a set is in this process."""
+    values = np.random.default_rng(0).normal(size=(_WINDOWS, _CHANNELS, _SAMPLES)).astype(np.float32)
+    channels = tuple(f"channel_{number}" for number in range(_CHANNELS))
+    made.features(values, WindowShape(channels, _SAMPLES, 9.0))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.readings import Cut, even_readings, first_readings, reading_rates
 from ingest.schemas import GPU_SAMPLES, SERIES_KEY, TIME
 from ingest.units import US_PER_S
 
@@ -126,16 +127,6 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
-    """One window: its series, its start, and the rows of the ordered samples that it holds (end excluded)."""
-
-    series: int
-    start_us: int
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Refusal:
     """A place where a series has no window, and why."""
 
@@ -154,7 +145,7 @@ def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str]
     ordered, series = _order(samples, channels)
     time_us = ordered["time"].to_physical().to_numpy()
     window_us = round(spec.seconds * US_PER_S)
-    kept: list[_Cut] = []
+    kept: list[Cut] = []
     refused: list[_Refusal] = []
     reasons: dict[int, str] = {}
     for index, (job_id, node, gpu_index, first, count) in enumerate(series.iter_rows()):
@@ -173,13 +164,15 @@ def cut_windows(samples: pl.DataFrame, spec: WindowSpec, channels: Sequence[str]
             if why:
                 refused.append(_Refusal(index, start_us, why))
             else:
-                kept.append(_Cut(index, start_us, first + int(begin), first + int(end)))
+                kept.append(Cut(index, start_us, first + int(begin), first + int(end)))
         if before[0] == len(kept):
             reasons[index] = refused[before[1]].reason
     if spec.even:
-        values, rate = _even_values(ordered, kept, spec, channels), np.full(len(kept), spec.samples_per_s)
+        values = even_readings(ordered, kept, spec.n_samples, spec.samples_per_s, channels)
+        rate = np.full(len(kept), spec.samples_per_s)
     else:
-        values, rate = _values(ordered, kept, spec.n_samples, channels), _rates(time_us, kept, spec.n_samples)
+        values = first_readings(ordered, kept, spec.n_samples, channels)
+        rate = reading_rates(time_us, kept, spec.n_samples)
     return _assemble(
         values, rate, channels, series=series, kept=kept, refused=refused, reasons=reasons, time_us=time_us
     )
@@ -216,14 +209,13 @@ def cut_series(
 
     Parameters
     ----------
-    samples : frame with time and the channels, sorted by time: at least what lies in the windows
+    samples : frame with time and the channels, sorted by time: at least what lies in the windows, and for an even grid
+        what lies no farther than ``max_gap_s`` beside them
 
     Returns
     -------
     array of shape (n_kept, n_channels, n_samples); samples a second, shape (n_kept,); a list of len(starts_us)
     """
-    if spec.even:
-        raise ValueError("an even grid needs the samples beside a window too; use cut_windows for it")
     times = samples["time"].to_physical().to_numpy()
     window_us = round(spec.seconds * US_PER_S)
     begins, ends = np.searchsorted(times, starts_us), np.searchsorted(times, starts_us + window_us)
@@ -232,12 +224,15 @@ def cut_series(
         for start, begin, end in zip(starts_us, begins, ends, strict=True)
     ]
     kept = [
-        _Cut(0, int(start), int(begin), int(end))
+        Cut(0, int(start), int(begin), int(end))
         for start, begin, end, why in zip(starts_us, begins, ends, reasons, strict=True)
         if not why
     ]
-    rates = _rates(times, kept, spec.n_samples)
-    return _values(samples, kept, spec.n_samples, channels), rates, reasons
+    if spec.even:
+        values = even_readings(samples, kept, spec.n_samples, spec.samples_per_s, channels)
+        return values, np.full(len(kept), spec.samples_per_s), reasons
+    rates = reading_rates(times, kept, spec.n_samples)
+    return first_readings(samples, kept, spec.n_samples, channels), rates, reasons
 
 
 def cut_challenge(
@@ -271,7 +266,7 @@ def cut_challenge(
     for key, (first, last) in zip(series.select("job_id", "node").iter_rows(), ends, strict=True):
         begin_us, end_us = spans.get(key, (int(time_us[first]), int(time_us[last])))
         spans[key] = (min(begin_us, int(time_us[first])), max(end_us, int(time_us[last])))
-    kept: list[_Cut] = []
+    kept: list[Cut] = []
     refused: list[_Refusal] = []
     reasons: dict[int, str] = {}
     for index, (job_id, node, _, first, count) in enumerate(series.iter_rows()):
@@ -285,9 +280,9 @@ def cut_challenge(
             reasons[index] = "too_few_samples"
             refused.append(_Refusal(index, start_us, "too_few_samples"))
         else:
-            kept.append(_Cut(index, start_us, first + int(begin), first + int(end)))
+            kept.append(Cut(index, start_us, first + int(begin), first + int(end)))
     shortest = min((cut.end - cut.begin for cut in kept), default=spec.n_samples)
-    values, rate = _values(ordered, kept, shortest, channels), _rates(time_us, kept, shortest)
+    values, rate = first_readings(ordered, kept, shortest, channels), reading_rates(time_us, kept, shortest)
     return _assemble(
         values, rate, channels, series=series, kept=kept, refused=refused, reasons=reasons, time_us=time_us
     )
@@ -333,53 +328,13 @@ def _reason(spec: WindowSpec, times: npt.NDArray[np.int64], start_us: int, begin
         return ""
     end_us = start_us + round(spec.seconds * US_PER_S)
     if spec.even:  # a straight line needs the readings on both sides of the edges
-        begin = max(begin - (times[begin] > start_us), 0)
-        end = min(end + 1, len(times))
+        begin, end = begin - int(times[begin] > start_us), end + 1
+        if begin < 0 or end > len(times):  # the neighbour is too far away to have been read
+            return "gap"
     edges_us = [] if spec.even else [[start_us], [end_us]]
     inner = times[begin:end]
     steps = np.diff(np.concatenate([*edges_us[:1], inner, *edges_us[1:]]))
     return "gap" if steps.max(initial=0) > spec.max_gap_s * US_PER_S else ""
-
-
-def _values(
-    ordered: pl.DataFrame, kept: Sequence[_Cut], n_samples: int, channels: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """The first ``n_samples`` readings of each window."""
-    rows = np.array([cut.begin for cut in kept], dtype=np.int64)[:, None] + np.arange(n_samples)
-    values = np.empty((len(kept), len(channels), n_samples), dtype=np.float32)
-    for channel, name in enumerate(channels):
-        values[:, channel] = ordered[name].cast(pl.Float32).to_numpy()[rows]
-    return values
-
-
-def _even_values(
-    ordered: pl.DataFrame, kept: Sequence[_Cut], spec: WindowSpec, channels: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """What straight lines between readings are worth on an even grid; missing beside a missing reading."""
-    grid_us = np.round(np.arange(spec.n_samples) * (US_PER_S / spec.samples_per_s)).astype(np.int64)
-    time_us = ordered["time"].to_physical().to_numpy()
-    values = np.empty((len(kept), len(channels), spec.n_samples), dtype=np.float32)
-    columns = [ordered[name].cast(pl.Float64).to_numpy() for name in channels]
-    for window, cut in enumerate(kept):
-        at_us = cut.start_us + grid_us
-        first = cut.begin - (time_us[cut.begin] > cut.start_us)
-        after = np.searchsorted(time_us[first : cut.end + 1], at_us, side="right") + first
-        after = np.minimum(after, len(time_us) - 1)
-        before = after - 1
-        exact = time_us[before] == at_us
-        span_us = np.where(exact, 1, time_us[after] - time_us[before])
-        weight = np.where(exact, 0.0, (at_us - time_us[before]) / np.maximum(span_us, 1))
-        for channel, column in enumerate(columns):
-            rise = np.where(exact, 0.0, column[after] - column[before])
-            values[window, channel] = column[before] + rise * weight
-    return values
-
-
-def _rates(time_us: npt.NDArray[np.int64], kept: Sequence[_Cut], n_samples: int) -> npt.NDArray[np.float64]:
-    """Samples a second from each window's first to its last; NaN where that is one instant."""
-    begin = np.array([cut.begin for cut in kept], dtype=np.int64)
-    span_us = time_us[begin + n_samples - 1] - time_us[begin]
-    return np.where(span_us > 0, (n_samples - 1) * US_PER_S / np.maximum(span_us, 1), np.nan)
 
 
 def _assemble(
@@ -388,7 +343,7 @@ def _assemble(
     channels: Sequence[str],
     *,
     series: pl.DataFrame,
-    kept: Sequence[_Cut],
+    kept: Sequence[Cut],
     refused: Sequence[_Refusal],
     reasons: dict[int, str],
     time_us: npt.NDArray[np.int64],

@@ -20,8 +20,9 @@ from ingest.errors import LakeError
 from ingest.feature_commit import Touched, split_stale, write_rows
 from ingest.head import Head, LakePart, finish_moves, write_head
 from ingest.manifest import INPUTS_SCHEMA, read_inputs, write_inputs, write_pieces
-from ingest.minutes import MINUTE_KEY, left_minutes, minutes_of_pieces
-from ingest.parts import PartReader, read_part, time_range, write_part
+from ingest.minutes import MINUTE_KEY, meet_spans, minutes_of_pieces, void_spans
+from ingest.part_writer import write_part
+from ingest.parts import PartReader, read_part, time_range
 from ingest.reconcile import Plan
 from ingest.records import CommitSpec, CountKey, FileRecord, Part, RewriteResult
 from ingest.refusals import Refusals, is_refusal
@@ -121,7 +122,7 @@ class Assembly:
         Minutes of samples that are not kept any more (``past``) cannot be made anew, and stay.
         """
         kept_until = last_minutes(past.join(plan.void_series, on=SERIES_KEY, how="semi", nulls_equal=True))
-        void = left_minutes(plan.left)
+        void = void_spans(plan.left)
         remade = minutes_of_pieces(plan.stays, void)
         stays = plan.stays.join(fresh, on=SERIES_KEY, how="semi", nulls_equal=True)
         task_of = {part.path: r.part for r in self._spec.results for part in r.parts} | dict.fromkeys(self._paths, "")
@@ -130,7 +131,7 @@ class Assembly:
         for part in self._live_of("gpu_minutes") if plan.void_series.height else self._holding(void, seams):
             old = read_part(self._root / part.file)
             left = minutes_without(old, plan.void_series, kept_until)
-            left = left.join(void, on=MINUTE_KEY, how="anti", nulls_equal=True)
+            left = left.filter(~meet_spans(left, void, pl.col("minute"), pl.col("minute")))
             found = left.join(seams, on=MINUTE_KEY, how="semi", nulls_equal=True)
             if found.height or left.height < old.height:
                 del self._live[part.file]
@@ -151,8 +152,8 @@ class Assembly:
         pack.flush()
 
     def _holding(self, void: pl.DataFrame, seams: pl.DataFrame) -> list[LakePart]:
-        """Return the parts of gpu_minutes that may have some minutes, by their footers."""
-        minutes: list[datetime] = pl.concat([void["minute"], seams["minute"]]).to_list()
+        """Return the parts of gpu_minutes that may have some minutes (``void`` has spans of them), by their footers."""
+        minutes: list[datetime] = pl.concat([void["first"], void["last"], seams["minute"]]).to_list()
         if not minutes:
             return []
         low, high = min(minutes), max(minutes)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ingest.parts import write_part
+from ingest.part_writer import write_part
 from ingest.records import Part, ScanResult
 from ingest.schemas import JOBS
 

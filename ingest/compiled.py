@@ -19,6 +19,12 @@ MOST_HUNDREDTHS: Final = 2**18
 
 _NEWLINE = ord("\n")
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+_ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
+    "jobwatt_count_newlines": (_POINTER, _LONG),
+    "jobwatt_pack_deltas": (_POINTER, _LONG, _POINTER),
+    "jobwatt_number_values": (_POINTER, _LONG, _INT, _POINTER, _POINTER, _POINTER),
+    "jobwatt_hundredths": (_POINTER, _LONG, ctypes.c_float, _POINTER),
+}
 
 
 @cache
@@ -31,46 +37,46 @@ def compiled() -> ctypes.CDLL | None:
 
 
 @cache
-def _function(name: str, *arguments: Any) -> Any:
-    function = getattr(compiled(), name, None)
-    if function is not None:
-        function.restype, function.argtypes = _LONG, arguments
+def is_available() -> bool:
+    """Return whether all functions are there: a library of an older jobwatt lacks some."""
+    return all(hasattr(compiled(), name) for name in _ARGUMENTS)
+
+
+@cache
+def _function(name: str) -> Any:
+    """Return a function; raises AttributeError where it is not there."""
+    function = getattr(compiled(), name)
+    function.restype, function.argtypes = _LONG, _ARGUMENTS[name]
     return function
 
 
 def count_newlines(text: bytes | memoryview) -> int:
-    """Return the newlines in a text."""
+    """Return the newlines in a text; numpy counts them where nothing is compiled."""
     view = np.frombuffer(text, np.uint8)
-    function = _function("jobwatt_count_newlines", _POINTER, _LONG)
-    if function is None:
+    if not is_available():
         return int(np.count_nonzero(view == _NEWLINE))
-    return int(function(view.ctypes.data, len(view)))
+    return int(_function("jobwatt_count_newlines")(view.ctypes.data, len(view)))
 
 
-def pack_deltas(values: Array) -> bytes | None:
-    """Return whole numbers of shape (n,) as Parquet's DELTA_BINARY_PACKED; None where nothing is compiled."""
-    function = _function("jobwatt_pack_deltas", _POINTER, _LONG, _POINTER)
-    if function is None:
-        return None
+def pack_deltas(values: Array) -> bytes:
+    """Return whole numbers of shape (n,) as Parquet's DELTA_BINARY_PACKED."""
     values = np.ascontiguousarray(values, np.int64)
     out = np.empty(9 * len(values) + 1024, np.uint8)
-    return out[: function(values.ctypes.data, len(values), out.ctypes.data)].tobytes()
+    size = _function("jobwatt_pack_deltas")(values.ctypes.data, len(values), out.ctypes.data)
+    return out[:size].tobytes()
 
 
 def number_values(values: Int32Array, width: int) -> tuple[Int32Array, Array] | None:
     """Return the different ones among values in [0, width) in order, and for each value which of these it is.
 
-    The latter are bytes, or 16 bits where more than 256 values are met; None where more than 65,536 are, or where
-    nothing is compiled.
+    The latter are bytes, or 16 bits where more than 256 values are met; None where more than 65,536 are.
     """
-    function = _function("jobwatt_number_values", _POINTER, _LONG, _INT, _POINTER, _POINTER, _POINTER)
-    if function is None:
-        return None
     n = len(values)
     numbers, met = np.zeros(width, np.uint16), np.empty(min(n, width), np.int32)
     codes = np.empty(n, np.uint16)
     pointers = (numbers.ctypes.data, met.ctypes.data, codes.ctypes.data)
-    count = int(function(np.ascontiguousarray(values).ctypes.data, n, width, *pointers))
+    values = np.ascontiguousarray(values, np.int32)
+    count = int(_function("jobwatt_number_values")(values.ctypes.data, n, width, *pointers))
     if count < 0:
         return None
     return met[:count], codes.view(np.uint8)[:n] if count <= 256 else codes
@@ -78,9 +84,8 @@ def number_values(values: Int32Array, width: int) -> tuple[Int32Array, Array] | 
 
 def hundredths(values: np.ndarray[Any, np.dtype[np.float32]]) -> Int32Array | None:
     """Return values as whole hundredths; None where one is not exactly the nearest number to such, or less than 0."""
-    function = _function("jobwatt_hundredths", _POINTER, _LONG, ctypes.c_float, _POINTER)
-    if function is None:
-        return None
     out = np.empty(len(values), np.int32)
-    whole = function(np.ascontiguousarray(values).ctypes.data, len(values), MOST_HUNDREDTHS / 100, out.ctypes.data)
+    values = np.ascontiguousarray(values, np.float32)
+    most = MOST_HUNDREDTHS / 100
+    whole = _function("jobwatt_hundredths")(values.ctypes.data, len(values), most, out.ctypes.data)
     return out if whole and not np.signbit(values).any() else None

@@ -22,16 +22,17 @@ from typing import Final
 import polars as pl
 
 from ingest.errors import LakeBusyError
-from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema
+from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema, features_in
 from ingest.head import STAGING, Head, LakePart, finish_moves, write_head, writing
 from ingest.manifest import NO_PART, read_pieces_of
 from ingest.migrate import migrate
-from ingest.parts import PartWriter, read_part
+from ingest.part_writer import write_table
+from ingest.parts import read_part
 from ingest.records import Part
 from ingest.schemas import SERIES_KEY
 
 BUSY_S: Final = 60.0
-"""So long a commit waits for another process that writes the lake."""
+"""So long a commit waits for another process that writes the lake, unless it is told otherwise."""
 
 CONTEXT_TABLES: Final = frozenset({"cpu_samples", "node_samples"})
 """Where context comes from."""
@@ -69,15 +70,17 @@ class Taken:
     changed: int
 
 
-def commit_features(lake: Path, results: Sequence[FeatureResult]) -> Taken:
+def commit_features(lake: Path, results: Sequence[FeatureResult], *, busy_s: float = BUSY_S) -> Taken:
     """Take what tasks wrote into the lake, except what is of series that are not as they were planned any more.
 
     Raises
     ------
+    LakeBusyError
+        If another process writes the lake for longer than ``busy_s``; nothing has changed then, so try again later.
     LakeError
         If the lake cannot be written; nothing has changed then.
     """
-    with _patient(lake) as found:
+    with _patient(lake, busy_s) as found:
         head = migrate(lake, found)
         adoption = _Adoption(lake, head, lake / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}")
         windows = series = short = changed = 0
@@ -97,9 +100,9 @@ def commit_features(lake: Path, results: Sequence[FeatureResult]) -> Taken:
 
 
 @contextmanager
-def _patient(lake: Path) -> Iterator[Head]:
+def _patient(lake: Path, busy_s: float) -> Iterator[Head]:
     """Hold the lake's lock, waiting a while for whoever has it."""
-    until_s = time.monotonic() + BUSY_S
+    until_s = time.monotonic() + busy_s
     with ExitStack() as held:
         while True:
             try:
@@ -183,19 +186,7 @@ class _Adoption:
 def write_rows(path: Path, table: str, frame: pl.DataFrame) -> Part:
     """Write rows of ``features`` (of one variant) or ``feature_series`` as one part, durably."""
     schema = FEATURE_SERIES if table == "feature_series" else feature_schema(features_in(frame))
-    writer = PartWriter(path, schema)
-    try:
-        writer.write(frame)
-        return writer.close()
-    except BaseException:
-        writer.discard()
-        raise
-
-
-def features_in(frame: pl.DataFrame) -> dict[str, pl.DataType]:
-    """Return the columns of a variant that are its set's own, with their types."""
-    fixed = feature_schema({}).columns
-    return {name: dtype for name, dtype in frame.schema.items() if name not in fixed}
+    return write_table(path, schema, frame)
 
 
 # -- what an ingest removes --------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ FEATURES = TableSchema(
         "One window of one GPU's samples in numbers; beside these columns those of its feature set. A feature that has "
         "no value is null: where readings were missing, which reason says (no_reading: the channel had none in the "
         "window; missing_reading: it lacked some, and some definitions cannot do without), or since it is undefined "
-        "for such values, as the autocorrelation of a constant is."
+        "for such values, as the autocorrelation of a constant is. A window holds the first so many readings of its "
+        "window_s; samples_per_s is how fast these were read, so they span less of it where that is above the rate "
+        "asked for (null: all at one instant, or made before this was noted)."
     ),
     columns=columns_of(
         variant=pl.String,
@@ -35,6 +37,7 @@ FEATURES = TableSchema(
         window_start=TIME,
         window_s=pl.Float64,
         place=pl.String,
+        samples_per_s=pl.Float64,
         set=pl.String,
         set_version=pl.Int32,
         reason=pl.String,
@@ -86,6 +89,11 @@ def feature_schema(columns: Mapping[str, pl.DataType]) -> TableSchema:
     if taken := [name for name in columns if name in FEATURES.columns]:
         raise ValueError(f"a feature is called {taken[0]!r}, which is a column of every feature table; rename it")
     return replace(FEATURES, columns={**FEATURES.columns, **columns}, plain=(*FEATURES.plain, *columns))
+
+
+def features_in(frame: pl.DataFrame) -> dict[str, pl.DataType]:
+    """Return the columns of a variant that are its set's own, with their types."""
+    return {name: dtype for name, dtype in frame.schema.items() if name not in FEATURES.columns}
 
 
 def variant_of(file: str) -> str:

@@ -28,12 +28,12 @@ from ingest.lake_lock import locked
 FORMAT: Final = 3
 """Of the manifest's own files; 3 since the pieces tell energy by integral and by counter over the same steps."""
 
-SCHEMA_VERSION: Final = 2
-"""Of the tables in `ingest.schemas`; 2 since there are collectors' tables, and columns for what collectors read."""
+SCHEMA_VERSION: Final = 3
+"""Of the tables in `ingest.schemas`; 3 since windows in `features` tell how fast they were read."""
 
 NOW: Final = (FORMAT, SCHEMA_VERSION)
 
-MIGRATED: Final = frozenset({(2, 1)})
+MIGRATED: Final = frozenset({(2, 1), (3, 2)})
 """The older versions that `ingest.migrate` brings up."""
 
 TABLE_FOLDERS: Final = frozenset(

@@ -13,7 +13,8 @@ COLLECTOR_EVENTS = TableSchema(
         "What happened to a collector, or to the follower that feeds the lake: start, stop, late (a tick over 10 ms "
         "after it was due; seconds), missed (count ticks; seconds of gap), sensor_lost, sensor_back, clock_step "
         "(seconds that the wall clock leapt), error, cost (CPU seconds of the last minute, count ticks, detail "
-        "resident MiB), and lag (seconds between the newest sample in the lake and now, count rows taken)."
+        "resident MiB), and lag (seconds between the newest sample in the lake and now, count rows taken). What was "
+        "said at once has its reason code first in detail (gpu_lost, no_permission, ...)."
     ),
     columns=columns_of(
         node=pl.String,

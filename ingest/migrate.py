@@ -12,13 +12,15 @@ from typing import Final
 
 import polars as pl
 
+from ingest.feature_schemas import feature_schema, features_in
 from ingest.head import MIGRATED, NOW, STAGING, Head, LakePart, finish_moves, read_head, write_head, writing
 from ingest.manifest import read_inputs, read_pieces, write_inputs, write_pieces
-from ingest.parts import open_part, read_part, reading, write_part
+from ingest.part_writer import write_table
+from ingest.parts import open_part, read_part, reading
 from ingest.schemas import TABLES
 from ingest.staging import conform_pieces
 
-GROWN: Final = ("node_samples", "job_parameters", "job_stats")
+GROWN: Final = ("node_samples", "job_parameters", "job_stats", "features")
 """Tables that got columns since the oldest version that is brought up."""
 
 
@@ -65,10 +67,16 @@ def migrate(root: Path, head: Head) -> Head:
     folder = f"{STAGING}/run-{generation:06d}-{os.getpid()}"
     moves: dict[str, str] = {}
     parts: list[LakePart] = []
+    lacking = {p.file for p in head.parts if p.table in GROWN and _lacks_columns(root / p.file, p.table)}
+    windows = {_pair(part) for part in head.parts if part.table == "features" and part.file in lacking}
+    numbers: dict[tuple[str, str], int] = {}  # a part of feature_series is called as that of its windows
     for part in head.parts:
-        if part.table in GROWN and _lacks_columns(root / part.file, part.table):
-            grown = _grow(root, part, f"{folder}/{part.table}-{len(moves):05d}.parquet", generation, len(moves))
-            moves[grown.file] = f"{folder}/{part.table}-{len(moves):05d}.parquet"
+        if part.file in lacking or (part.table == "feature_series" and _pair(part) in windows):
+            paired = part.table in ("features", "feature_series")
+            number = numbers.setdefault(_pair(part), len(moves)) if paired else len(moves)
+            staged = f"{folder}/{part.table}-{number:05d}.parquet"
+            grown = _grow(root, part, staged, f"part-{generation:06d}-{number:05d}.parquet")
+            moves[grown.file] = staged
             parts.append(grown)
         else:
             parts.append(part)
@@ -96,8 +104,15 @@ def _lacks_columns(path: Path, table: str) -> bool:
         return not set(TABLES[table].columns) <= set(file.schema_arrow.names)
 
 
-def _grow(root: Path, part: LakePart, staged: str, generation: int, number: int) -> LakePart:
+def _pair(part: LakePart) -> tuple[str, str]:
+    """Return what a part of ``feature_series`` has in common with that of its windows: cluster, and name."""
+    return part.cluster, part.file.rpartition("/")[2]
+
+
+def _grow(root: Path, part: LakePart, staged: str, name: str) -> LakePart:
     """Write a part anew with all columns of its table, and return it under its next name."""
-    written = write_part(root / staged, part.table, TABLES[part.table].conform(read_part(root / part.file)))
-    file = f"{part.table}/cluster={part.cluster}/part-{generation:06d}-{number:05d}.parquet"
-    return LakePart(part.table, part.cluster, file, written.rows, written.bytes)
+    rows = read_part(root / part.file)
+    schema = feature_schema(features_in(rows)) if part.table == "features" else TABLES[part.table]
+    written = write_table(root / staged, schema, schema.conform(rows))
+    folder = part.file.rpartition("/")[0]
+    return LakePart(part.table, part.cluster, f"{folder}/{name}", written.rows, written.bytes)

@@ -139,8 +139,9 @@ def row_group(leaves: Sequence[Leaf], chunks: Sequence[Chunk], rows: int, ordina
     columns = [column_chunk(leaf, chunk) for leaf, chunk in zip(leaves, chunks, strict=True)]
     begin = chunks[0].data_at if chunks[0].dictionary_at is None else chunks[0].dictionary_at
     plain, stored = sum(c.bytes_plain for c in chunks), sum(c.bytes_stored for c in chunks)
-    sizes = (number(plain), number(rows), number(begin), number(stored), number(ordinal))
-    return b"\x19" + _many(12, columns) + b"\x16%b\x16%b\x26%b\x16%b\x14%b\x00" % sizes
+    sizes = (number(plain), number(rows), number(begin), number(stored))
+    last = b"\x14" + number(ordinal) if ordinal < 2**15 else b""  # the format has 16 bits for it, and can do without
+    return b"\x19" + _many(12, columns) + b"\x16%b\x16%b\x26%b\x16%b" % sizes + last + b"\x00"
 
 
 def footer(leaves: Sequence[Leaf], row_groups: Sequence[bytes], rows: int, created_by: str) -> bytes:

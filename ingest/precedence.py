@@ -8,15 +8,16 @@ where the exporter knew none. Rows that give way are counted as merged, and stay
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import polars as pl
 
-from ingest.parts import read_part, write_frame
+from ingest.manifest import NO_PART
+from ingest.memory import give_back_heap
+from ingest.parts import PartReader, read_part, write_frame
 from ingest.quality import MAX_GAP_S
 from ingest.reconcile import FORGOTTEN, SEPARATOR, companions, has_any
 from ingest.records import CommitSpec, CountKey, FileRecord, ScanResult
@@ -25,6 +26,9 @@ from ingest.staging import Staging, conform_pieces
 
 REASON: Final = "collector_has_them"
 DOUBLED: Final = "two_collectors"
+
+CUT_ROWS: Final = 32_768
+"""Rows are looked at, and stored again, when so many are at hand."""
 
 _DEVICE: Final = ["node", "gpu_index"]
 _GAP: Final = pl.duration(microseconds=round(MAX_GAP_S * 1e6))
@@ -66,7 +70,7 @@ def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: 
     if not (come.height or old.height):
         return Yielded(spec, fresh, doubled=twice)
     around = _near(_of(stays, _is_collected), pl.concat([come, old]))
-    covered = cover(pl.concat([around, collected]))
+    covered = cover(_without_gaps(pl.concat([around, collected])))
     touched = set(_overlapping(come, covered)["part"])
     names = _with_companions(_overlapping(old, covered), stays)
     if not (touched or names):
@@ -128,6 +132,24 @@ def cover(pieces: pl.DataFrame) -> pl.DataFrame:
     begins = (pl.col("first_time") > reached + _GAP).fill_null(True)
     spans = ordered.with_columns(begins.cum_sum().alias("span")).group_by(*_DEVICE, "span", maintain_order=True)
     return spans.agg(pl.col("first_time").min().alias("first"), pl.col("last_time").max().alias("last")).drop("span")
+
+
+def _without_gaps(pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return the times of pieces, those with steps over `MAX_GAP_S` cut there, but for forgotten rows."""
+    columns = [*_DEVICE, "first_time", "last_time"]
+    gapped = (pl.col("gaps") > 0) & (pl.col("part") != NO_PART)
+    stretches = [pieces.filter(~gapped.fill_null(False)).select(columns)]
+    reader = PartReader(keep=1)
+    for piece in pieces.filter(gapped).sort("part", "row_start").iter_rows(named=True):
+        frames = reader.frames(piece["part"], piece["row_start"], piece["rows"], ["time"])
+        times = pl.concat(list(frames)).sort("time")
+        number = (pl.col("time").diff() > _GAP).fill_null(False).cum_sum()
+        of_each = times.group_by(number.alias("stretch"), maintain_order=True).agg(
+            pl.col("time").min().alias("first_time"), pl.col("time").max().alias("last_time")
+        )
+        device = [pl.lit(piece[name], pieces.schema[name]).alias(name) for name in _DEVICE]
+        stretches.append(of_each.with_columns(device).select(columns))
+    return pl.concat(stretches)
 
 
 def _is_collected(entry: str) -> bool:
@@ -194,23 +216,37 @@ def _cut(pieces: pl.DataFrame, covered: pl.DataFrame, folder: str, name: str) ->
     A snapshot's rows before and after a covered time become pieces of their own, so that no two pieces overlap.
     """
     staging, dropped = Staging(folder, name), Counter[str]()
-    for (part,), mine in pieces.sort("part", "row_start").group_by("part", maintain_order=True):
+    for _, mine in pieces.sort("part", "row_start").group_by("part", maintain_order=True):
         entries = mine["input"].to_list()
-        yields = [_is_yielding(entry) for entry in entries]
-        numbers = pl.Series(np.repeat(np.arange(mine.height, dtype=np.int32), mine["rows"].to_numpy()))
-        rows = pl.concat([read_part(part, start, n) for start, n in mine.select("row_start", "rows").iter_rows()])
-        placed = _place(rows.with_columns(numbers.alias("piece")), covered)
-        goes = placed["covered"] & pl.Series(yields, dtype=pl.Boolean)[placed["piece"]]
-        for i, n in placed.filter(goes).group_by("piece").len().iter_rows():
-            dropped[entries[i]] += n
-        kept = placed.filter(~goes)
-        runs = kept.select(pl.struct("piece", "stretch").rle_id().cast(pl.Int32)).to_series()
-        first = kept.with_columns(runs.alias("file")).unique("file", keep="first", maintain_order=True)["piece"]
-        inputs = [entries[i] for i in first]
-        staging.store("gpu_samples", kept.drop("piece", "stretch", "covered").with_columns(runs.alias("file")), inputs)
+        yields = pl.Series([_is_yielding(entry) for entry in entries], dtype=pl.Boolean)
+        for rows in _batches(mine):
+            placed = _place(rows, covered)
+            goes = placed["covered"] & yields[placed["piece"]]
+            for i, n in placed.filter(goes).group_by("piece").len().iter_rows():
+                dropped[entries[i]] += n
+            kept = placed.filter(~goes)
+            runs = kept.select(pl.struct("piece", "stretch").rle_id().cast(pl.Int32).alias("file")).to_series()
+            kept = kept.with_columns(runs)
+            inputs = [entries[i] for i in kept.unique("file", keep="first", maintain_order=True)["piece"]]
+            staging.store("gpu_samples", kept.drop("piece", "stretch", "covered"), inputs)
         staging.close_parts()
     parts, path = staging.finish()
     return ScanResult((), parts, path, {}, 0, name), dropped
+
+
+def _batches(pieces: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield the rows of pieces with ``piece``, the number of theirs; not many more than `CUT_ROWS` at a time."""
+    reader, waiting, height = PartReader(keep=1), list[pl.DataFrame](), 0
+    for number, (part, start, rows) in enumerate(pieces.select("part", "row_start", "rows").iter_rows()):
+        for frame in reader.frames(part, start, rows):
+            waiting.append(frame.with_columns(piece=pl.lit(number, pl.Int32)))
+            height += frame.height
+            if height >= CUT_ROWS:
+                yield pl.concat(waiting)
+                waiting, height = [], 0
+                give_back_heap()
+    if waiting:
+        yield pl.concat(waiting)
 
 
 def _place(rows: pl.DataFrame, covered: pl.DataFrame) -> pl.DataFrame:

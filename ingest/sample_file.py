@@ -26,16 +26,19 @@ CREATED_BY: Final = "jobwatt"
 WIDEST_RANGE: Final = 2**18
 """Numbers over a wider range do not become a dictionary."""
 
+MOST_RANGE_BYTES: Final = 4096
+"""Of longer texts the least and the greatest are not told: each row group would repeat them."""
+
 _PER_UNIT: Final = 100.0
-_PHYSICAL: Final[dict[pa.DataType, tuple[int, bytes, str]]] = {
-    pa.int64(): (pf.INT64, b"", "<i8"),
-    pa.int16(): (pf.INT32, pf.whole_number_meaning(16, is_signed=True), "<i4"),
-    pa.uint8(): (pf.INT32, pf.whole_number_meaning(8, is_signed=False), "<i4"),
-    pa.uint16(): (pf.INT32, pf.whole_number_meaning(16, is_signed=False), "<i4"),
-    pa.uint32(): (pf.INT32, pf.whole_number_meaning(32, is_signed=False), "<u4"),
-    pa.float32(): (pf.FLOAT, b"", "<f4"),
-    pa.float64(): (pf.DOUBLE, b"", "<f8"),
-    pa.timestamp("us", "UTC"): (pf.INT64, pf.MICROS_UTC_MEANING, "<i8"),
+_PHYSICAL: Final[dict[pa.DataType, tuple[int, bytes]]] = {
+    pa.int64(): (pf.INT64, b""),
+    pa.int16(): (pf.INT32, pf.whole_number_meaning(16, is_signed=True)),
+    pa.uint8(): (pf.INT32, pf.whole_number_meaning(8, is_signed=False)),
+    pa.uint16(): (pf.INT32, pf.whole_number_meaning(16, is_signed=False)),
+    pa.uint32(): (pf.INT32, pf.whole_number_meaning(32, is_signed=False)),
+    pa.float32(): (pf.FLOAT, b""),
+    pa.float64(): (pf.DOUBLE, b""),
+    pa.timestamp("us", "UTC"): (pf.INT64, pf.MICROS_UTC_MEANING),
 }
 
 
@@ -51,14 +54,21 @@ class Page:
 class SampleFile:
     """Writes row groups into an open file; `close` writes the footer, and leaves the file open.
 
+    It needs what is compiled (`ingest.compiled.is_available`).
+
     Parameters
     ----------
     schema
-        Types of the columns; a text is a dictionary of texts, which may not be null.
+        Types of the columns, those of the lake's tables of numbers; a text is a dictionary, and required.
     plain, delta
-        Columns that get no dictionary, and of these those that are stored as differences.
+        Columns that get no dictionary, and those that are stored as differences.
     with_range
-        Columns of which the least and the greatest value are told.
+        Columns of which the least and the greatest value are told; not of floats, which have an order of their own.
+
+    Raises
+    ------
+    ValueError
+        A column is of another type; when writing, a table is of another schema, or a required column has a null.
     """
 
     def __init__(
@@ -72,15 +82,19 @@ class SampleFile:
         with_range: Sequence[str] = (),
     ) -> None:
         self._file, self._plain, self._delta, self._with_range = file, set(plain), set(delta), set(with_range)
-        self._leaves = [_leaf(field) for field in schema]
+        self._schema, self._leaves = schema, [_leaf(field) for field in schema]
         self._zstd = zstandard.ZstdCompressor(level=level)
         self._row_groups: list[bytes] = []
         self._rows = 0
         self._at = len(pf.MAGIC)
+        if any(pa.types.is_floating(schema.field(name).type) for name in self._with_range & set(schema.names)):
+            raise ValueError("with_range names a column of floats; give whole numbers, times or texts")
         file.write(pf.MAGIC)
 
     def write_table(self, table: pa.Table) -> None:
         """Write a row group; nothing where the table is empty."""
+        if not table.schema.equals(self._schema):
+            raise ValueError(f"a row group has the columns {table.schema}; give {self._schema}")
         if not table.num_rows:
             return
         chunks = [self._write_column(leaf, column) for leaf, column in zip(self._leaves, table.columns, strict=True)]
@@ -94,6 +108,8 @@ class SampleFile:
     def _write_column(self, leaf: Leaf, column: pa.ChunkedArray) -> Chunk:
         array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         nulls = array.null_count
+        if nulls and leaf.is_required:
+            raise ValueError(f"{leaf.name} is null in {nulls} of {len(array)} rows; it must be known in each")
         present = _present(array) if 0 < nulls < len(array) else None
         levels = b"" if leaf.is_required else _levels(len(array), nulls, present)
         if nulls == len(array):
@@ -105,14 +121,15 @@ class SampleFile:
             least, greatest = values.min(), values.max()
             page = self._page(leaf.name, values, least, greatest)
             edges = _plain(np.array([least])), _plain(np.array([greatest]))
-        return self._write_chunk(len(array), nulls, levels, page, edges if leaf.name in self._with_range else None)
+        is_told = leaf.name in self._with_range and max(map(len, edges)) <= MOST_RANGE_BYTES
+        return self._write_chunk(len(array), nulls, levels, page, edges if is_told else None)
 
     def _page(self, name: str, values: Array, least: Any, greatest: Any) -> Page:
         if least == greatest and not (least == 0 and values.dtype.kind == "f"):  # a zero may be a negative one
             return Page(pf.RLE_DICTIONARY, _repeated(len(values)), (1, _plain(values[:1])))
-        if name in self._delta and (packed := pack_deltas(values)) is not None:
-            return Page(pf.DELTA_BINARY_PACKED, packed)
-        found = None if name in self._plain or name in self._delta else _numbered(values, least, greatest)
+        if name in self._delta:
+            return Page(pf.DELTA_BINARY_PACKED, pack_deltas(values))
+        found = None if name in self._plain else _numbered(values, least, greatest)
         return found or Page(pf.PLAIN, _plain(values))
 
     def _write_chunk(self, n: int, nulls: int, levels: bytes, page: Page, edges: tuple[bytes, bytes] | None) -> Chunk:
@@ -146,7 +163,9 @@ class SampleFile:
 def _leaf(field: pa.Field) -> Leaf:
     if pa.types.is_dictionary(field.type):
         return Leaf(field.name, pf.BYTE_ARRAY, not field.nullable, pf.TEXT_MEANING)
-    physical, meaning, _ = _PHYSICAL[field.type]
+    if field.type not in _PHYSICAL:
+        raise ValueError(f"{field.name} is {field.type}; give one of {', '.join(map(str, _PHYSICAL))}, or texts")
+    physical, meaning = _PHYSICAL[field.type]
     return Leaf(field.name, physical, not field.nullable, meaning)
 
 

@@ -1,9 +1,9 @@
 """Every table of the lake: its columns (the unit last in the name), its key, and how it is stored.
 
 Columns are spelled here (those of the collectors' own tables in `ingest.live_schemas`, of feature tables in
-`ingest.feature_schemas`) and nowhere else; a source maps its own spelling in a ``*_COLUMN_MAP``. Each table has,
-besides the columns below, a ``cluster`` column that is the hive partition: ids of two clusters or two releases never
-mix.
+`ingest.feature_schemas`, of the releases' summaries in `ingest.summary_schemas`) and nowhere else; a source maps its
+own spelling in a ``*_COLUMN_MAP``. Each table has, besides the columns below, a ``cluster`` column that is the hive
+partition: ids of two clusters or two releases never mix.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import polars as pl
 
 from ingest.feature_schemas import FEATURE_SERIES, FEATURES
 from ingest.live_schemas import COLLECTOR_EVENTS, DEVICE_INVENTORY
+from ingest.summary_schemas import CPU_JOB_SUMMARY, GPU_JOB_SUMMARY
 from ingest.table_schema import SERIES_KEY, TIME, TableSchema
 from ingest.table_schema import columns_of as _t
 
@@ -221,63 +222,6 @@ JOB_PARAMETERS = TableSchema(
         image_size=pl.Int64,
         atoms_max=pl.Int64,
         gpus=pl.Int64,
-    ),
-)
-
-GPU_JOB_SUMMARY = TableSchema(
-    name="gpu_job_summary",
-    key=("job_id", "node", "gpu_index"),
-    doc="DCGM's own summary of one job on one GPU, as released with the HPCA'22 data.",
-    columns=_t(
-        job_id=pl.Int64,
-        node=pl.String,
-        gpu_index=pl.Int16,
-        run_s=pl.Float64,
-        energy_j=pl.Float64,
-        power_avg_w=pl.Float64,
-        power_min_w=pl.Float64,
-        power_max_w=pl.Float64,
-        gpu_util_avg_pct=pl.Float64,
-        gpu_util_min_pct=pl.Float64,
-        gpu_util_max_pct=pl.Float64,
-        memory_util_avg_pct=pl.Float64,
-        memory_util_min_pct=pl.Float64,
-        memory_util_max_pct=pl.Float64,
-        pcie_rx_avg_mb_per_s=pl.Float64,
-        pcie_rx_min_mb_per_s=pl.Float64,
-        pcie_rx_max_mb_per_s=pl.Float64,
-        pcie_tx_avg_mb_per_s=pl.Float64,
-        pcie_tx_min_mb_per_s=pl.Float64,
-        pcie_tx_max_mb_per_s=pl.Float64,
-        memory_used_max_mib=pl.Float64,
-    ),
-)
-
-_CPU_QUANTITIES = (
-    "time_epoch_s",
-    "cpu_freq_khz",
-    "cpu_time_s",
-    "cpu_util_pct",
-    "rss_kib",
-    "vm_kib",
-    "page_faults",
-    "read_mib",
-    "write_mib",
-)
-
-CPU_JOB_SUMMARY = TableSchema(
-    name="cpu_job_summary",
-    key=("job_id", "node", "step", "task"),
-    doc=(
-        "Slurm's own summary of one step. Sums of levels (RSS) and of times are kept as written; they have no meaning."
-    ),
-    columns=_t(
-        job_id=pl.Int64,
-        node=pl.String,
-        step=pl.String,
-        task=pl.String,
-        elapsed_s=pl.Float64,
-        **{f"{statistic}_{name}": pl.Float64 for name in _CPU_QUANTITIES for statistic in ("min", "max", "sum", "avg")},
     ),
 )
 

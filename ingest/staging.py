@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from ingest.disk import Syncing
-from ingest.parts import PartWriter, write_frame, write_part
+from ingest.part_writer import PartWriter, write_part
+from ingest.parts import write_frame
 from ingest.quality import LIMITS
 from ingest.records import CountKey, Part
 from ingest.rollup import join_minutes
@@ -127,6 +128,8 @@ class Staging:
                         self.null_cells[inputs[file], column] += n
 
     def _writer(self, stem: str, table: str, stretches: bool) -> PartWriter:
+        if stem in self._open and self._open[stem].stretches and not stretches:
+            self._parts.append(self._open.pop(stem).close(self._syncing))  # each short stretch would be a row group
         if stem not in self._open:
             path = self._folder / stem / f"{self._name}-{self._number[stem]:04d}.parquet"
             self._number[stem] += 1

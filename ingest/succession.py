@@ -7,7 +7,9 @@ is in it. A snapshot of sacct is known by its name, rewritten until the last job
 it lost one.
 
 So it is with what ``nvidia-smi`` wrote, whose logs are rotated: one of which all rows come before or after those that
-the lake has of its node's GPUs stands beside them, whatever its name and size.
+the lake has of its node's GPUs stands beside them, whatever its name and size. One that has a time in common with some
+of them takes their place if it spans all of their time and has as many rows. Options (zone, node) may have changed in
+between: logs are compared as they would be, were they all read with the new ones.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import polars as pl
 
 from ingest.parts import PartReader
 from ingest.reconcile import SEPARATOR
-from ingest.records import CommitSpec, FileRecord, Held
+from ingest.records import CommitSpec, FileRecord, Held, Known, SmiOptions
 from ingest.schemas import SERIES_KEY, TIME
 from ingest.sources.kinds import KINDS
 
@@ -29,7 +31,7 @@ MARK: Final = "@"
 that of the node which an option told."""
 
 _ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar", ".csv.gz", ".csv.zst", ".csv")
-_NOUN: Final = {"node": "nodes", "nvidia_smi": "series"}
+_NOUN: Final = {"node": "nodes", "nvidia_smi": "series", "smi_query": "GPUs", "smi_dmon": "GPUs"}
 
 
 @dataclass(slots=True)
@@ -107,14 +109,12 @@ class _Search:
         """Find out what one file succeeds."""
         kind, name = record.kind, record.name
         is_log = KINDS[kind].is_of_node
-        sizes = dict(self._inputs.filter(pl.col("kind") == kind).select("name", "size").sort("name").iter_rows())
-        if not sizes:
+        known = self._inputs.filter(pl.col("kind") == kind)["name"].sort().to_list()
+        if not known:
             return
         now = _extent(self._fresh, [name], kind)
-        shared = [known for known in sizes if _meets(_extent(self._live, [known], kind), now)]
-        is_read_otherwise = is_log and name in sizes and self._mark_of(name) != record.checksum.partition("~")[2]
-        if is_read_otherwise:
-            shared = [name]
+        same = [one for one in known if is_log and _is_content_of(record, self._known(one))]
+        shared = same or [one for one in known if _meets(self._told(one, record, now, None), now)]
         if not shared:
             taken = {*self._inputs["name"], *self.found.names.values()}
             base = name if is_log else name.partition(MARK)[0]
@@ -122,7 +122,7 @@ class _Search:
             return
         heir = name if name in shared else shared[0]
         self.found.names[name] = heir
-        why = None if self._spec.force else self._loss(record, now, shared, sizes[heir])
+        why = None if self._spec.force or same else self._loss(record, now, shared)
         if why is None:
             self.found.succeeded.update(shared)
         else:
@@ -131,32 +131,90 @@ class _Search:
     def compare(self, record: FileRecord) -> None:
         """Hold a file that is known by its name, and may become shorter, where jobs of it are gone."""
         now = _extent(self._fresh, [record.name], record.kind)
-        why = None if self._spec.force else self._loss(record, now, [record.name], size=0)
+        why = None if self._spec.force else self._lost_keys(record, now, [record.name])
         if why is not None:
             self.found.held[record.name] = Held(*why, record.name, record.name)
 
-    def _mark_of(self, name: str) -> str:
-        """Return with which options the lake has read a file."""
-        checksum: str = self._inputs.filter(pl.col("name") == name)["checksum"].item()
-        return checksum.partition("~")[2]
+    def _known(self, name: str) -> Known:
+        """Return what the lake remembers of a file."""
+        columns = ("size", "checksum", "rows_in", "name")
+        return Known(*self._inputs.filter(pl.col("name") == name).select(columns).row(0))
 
-    def _loss(self, record: FileRecord, now: pl.DataFrame, shared: list[str], size: int) -> tuple[str, str] | None:
+    def _told(self, name: str, record: FileRecord, now: pl.DataFrame, among: Sequence[str] | None) -> pl.DataFrame:
+        """Return what a file of the lake tells of, a log as if it had been read with the options of ``record``.
+
+        Parameters
+        ----------
+        among : with pieces of these files alone; those that have rows of others too are wider than the file is
+        """
+        old = _extent(self._live, [name], record.kind, among)
+        if not KINDS[record.kind].is_of_node or not now.height:
+            return old
+        theirs, ours = (_options_of(checksum) for checksum in (self._known(name).checksum, record.checksum))
+        if name == record.name and theirs.node != ours.node:
+            old = old.with_columns(node=pl.lit(now["node"][0], old.schema["node"]))
+        if theirs.time_zone == ours.time_zone:
+            return old
+        return old.with_columns(_in_zone(pl.col(edge), theirs, ours) for edge in ("first_time", "last_time"))
+
+    def _loss(self, record: FileRecord, now: pl.DataFrame, shared: list[str]) -> tuple[str, str] | None:
         """Return reason code and detail where the lake would lose by this file, which tells of what ``shared`` told."""
-        old = _extent(self._live, shared, record.kind)
-        is_log = KINDS[record.kind].is_of_node  # whose rows may be joined with those of others
-        lost = old.clear() if is_log else _find_lost(old, now)
-        if lost.height:
-            noun, example = _NOUN.get(record.kind, "jobs"), " ".join(str(part) for part in lost.row(0))
-            gone = f"{lost.height} of {old.height} {noun} are not in it any more, as {example}"
-            return "keys_lost", f"{gone}; --force drops them, another --cluster keeps both"
-        if record.size < size and len(shared) == 1:
-            return "shrunken", f"{record.size} bytes, {size} before"
+        if KINDS[record.kind].is_of_node:
+            return self._fewer(record, shared) or self._lost_keys(record, now, shared)
+        return self._lost_keys(record, now, shared) or self._fewer(record, shared)
+
+    def _lost_keys(self, record: FileRecord, now: pl.DataFrame, shared: list[str]) -> tuple[str, str] | None:
+        among = shared if KINDS[record.kind].is_of_node else None  # whose rows may be joined with those of others
+        told = pl.concat([self._told(name, record, now, among) for name in shared])
+        old = told.group_by(_key(told)).agg(pl.col("first_time").min(), pl.col("last_time").max())
+        lost = _find_lost(old, now)
+        if not lost.height:
+            return None
+        example = " ".join(str(part) for part in lost.row(0) if part is not None)
+        when = ", or not for all of their time" if record.kind in _NOUN else ""
+        noun = _NOUN.get(record.kind, "jobs")
+        gone = f"{lost.height} of {old.height} {noun} are not in it any more{when}, as {example}"
+        return "keys_lost", f"{gone}; --force drops them, another --cluster keeps both"
+
+    def _fewer(self, record: FileRecord, shared: list[str]) -> tuple[str, str] | None:
+        known = [self._known(name) for name in shared]
+        if len(known) == 1 and record.size < known[0].size:
+            return "shrunken", f"{record.size} bytes, {known[0].size} before"
+        rows = sum(one.rows_in for one in known)
+        if record.rows_in < rows and (len(known) > 1 or KINDS[record.kind].is_of_node):
+            return "shrunken", f"{record.rows_in} rows, {rows} before"
         return None
 
 
-def _extent(pieces: pl.DataFrame, names: Sequence[str], kind: str) -> pl.DataFrame:
-    """Return what files tell of: a row a job, node or series, with the first and the last time (or nulls)."""
-    mine = pieces.filter(pl.col("input").str.split(SEPARATOR).list.set_intersection(list(names)).list.len() > 0)
+def _is_content_of(record: FileRecord, known: Known) -> bool:
+    """Return whether a file has the very content of one that the lake has, perhaps read with other options."""
+    return record.size == known.size and record.checksum.partition("~")[0] == known.checksum.partition("~")[0]
+
+
+def _options_of(checksum: str) -> SmiOptions:
+    """Return with which options a log was read, by its checksum; the columns are left out."""
+    node, zone, _ = (*checksum.partition("~")[2].split("~"), "", "", "")[:3]
+    return SmiOptions(node, zone)
+
+
+def _in_zone(time: pl.Expr, theirs: SmiOptions, ours: SmiOptions) -> pl.Expr:
+    """Return times that were read as of one zone as those of another; null for those that its clocks never show."""
+    shown = time.dt.convert_time_zone(theirs.time_zone or "UTC").dt.replace_time_zone(None)
+    placed = shown.dt.replace_time_zone(ours.time_zone or "UTC", ambiguous="earliest", non_existent="null")
+    return placed.dt.convert_time_zone("UTC")
+
+
+def _extent(pieces: pl.DataFrame, names: Sequence[str], kind: str, among: Sequence[str] | None = None) -> pl.DataFrame:
+    """Return what files tell of: a row a job, node or series, with the first and the last time (or nulls).
+
+    Parameters
+    ----------
+    among : pieces that have rows of other files than these are left out
+    """
+    inputs = pl.col("input").str.split(SEPARATOR)
+    mine = pieces.filter(inputs.list.set_intersection(list(names)).list.len() > 0)
+    if among is not None:
+        mine = mine.filter(inputs.list.set_difference(list(among)).list.len() == 0)
     mine = mine.filter(pl.col("table") == KINDS[kind].table)
     span = (pl.col("first_time").min(), pl.col("last_time").max())
     if KINDS[kind].table == "gpu_samples":

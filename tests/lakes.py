@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 from polars.testing import assert_frame_equal
 
 from ingest.lake import Lake
@@ -42,3 +43,11 @@ def assert_same_tables(found: Tables, expected: Tables) -> None:
     for name, frame in expected.items():
         assert found[name].height == frame.height, name
         assert_frame_equal(found[name], frame, check_exact=True)
+
+
+def damage_first_page(path: Path, column: int = 0) -> None:
+    """Flip a bit at the end of a column (which, counted from 0) of a part's first row group."""
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(column)
+    content = path.read_bytes()
+    at = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 1
+    path.write_bytes(content[:at] + bytes([content[at] ^ 8]) + content[at + 1 :])

@@ -41,10 +41,15 @@ class PlayedDriver:
     codes: dict[tuple[int, str], int] = field(default_factory=dict)
     init_code: int = 0
     asked: list[tuple[int, str]] = field(default_factory=list)
+    is_up: bool = False
 
     def refuse(self, gpu: int, code: int, function: str = "*") -> None:
         """Let a function of a GPU, or all of them, give an error."""
         self.codes[gpu, function] = code
+
+    def shut_down(self) -> None:
+        """Refuse everything until it is initialized again, as after the driver was unloaded."""
+        self.is_up = False
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         """Give one of the library's functions."""
@@ -53,13 +58,14 @@ class PlayedDriver:
         return lambda *arguments: self._call(name.removeprefix("nvml"), [getattr(a, "_obj", a) for a in arguments])
 
     def _call(self, name: str, arguments: list[Any]) -> int:
-        if name in ("InitWithFlags", "Shutdown"):
-            return self.init_code if name == "InitWithFlags" else 0
-        if name == "SystemGetDriverVersion":
-            arguments[0].value = b"580.159"
-            return 0
-        if name == "DeviceGetCount_v2":
-            arguments[0].value = len(self.gpus)
+        if name == "InitWithFlags":
+            self.is_up = self.init_code == 0
+            return self.init_code
+        if not self.is_up:
+            return int(nv.NVML_ERROR_UNINITIALIZED)
+        if name in ("Shutdown", "SystemGetDriverVersion", "DeviceGetCount_v2"):
+            if arguments:
+                arguments[0].value = b"580.159" if name == "SystemGetDriverVersion" else len(self.gpus)
             return 0
         if name == "DeviceGetHandleByIndex_v2":
             return self._handle(arguments[0].value, arguments[1])

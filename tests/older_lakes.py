@@ -29,3 +29,16 @@ def make_older(root: Path) -> None:
     later = [name for name in pieces.column_names if name.startswith("both_") or name == "power_gaps"]
     pq.write_table(pieces.drop_columns(later), root / "_manifest" / head["pieces"])
     path.write_text(json.dumps({**head, "format": 2, "schema_version": 1}))
+
+
+def forget_rates(root: Path) -> None:
+    """Turn a lake into one of schema version 2, in which windows do not tell how fast they were read."""
+    path = root / "_manifest" / "HEAD.json"
+    head = json.loads(path.read_text())
+    for part in head["parts"]:
+        if part["table"] == "features":
+            file = root / part["file"]
+            table = pq.read_table(file, partitioning=None).drop_columns("samples_per_s")
+            pq.write_table(table, file)
+            part["bytes"] = file.stat().st_size
+    path.write_text(json.dumps({**head, "schema_version": 2}))

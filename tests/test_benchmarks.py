@@ -1,5 +1,6 @@
 import sys
 
+import numpy as np
 import pytest
 
 from tests.benchmarks.measure import Run, run_pairs, run_process, spread
@@ -47,3 +48,20 @@ def test_a_new_table_replaces_its_own_section_and_no_other():
     assert "old size" not in second
     assert second.index("a box") < second.index("| x |") < second.index("new size")
     assert replace_sections(second, {"size": "new size"}, order) == second
+
+
+def test_every_contestant_of_the_efficient_set_is_timed_on_the_same_windows(monkeypatch):
+    bench = pytest.importorskip("tests.benchmarks.bench_features")
+    timed = {}
+
+    def per_second(function, windows):
+        timed[function] = {window.tobytes() for window in windows}
+        return 1.0
+
+    monkeypatch.setattr(bench, "_per_second", per_second)
+    monkeypatch.setattr(bench, "_extract", lambda _: None)
+    monkeypatch.setattr(bench, "installed", lambda _: "1")
+    windows = np.random.default_rng(0).normal(size=(9, 7, 20))
+    bench._speed(windows, windows[:4], 1, print)
+    assert len(timed) == 3
+    assert all(found == {window.tobytes() for window in windows[:4]} for found in timed.values())

@@ -53,7 +53,7 @@ def environment():
 
 def test_the_quickstart_prints_what_the_readme_shows(folder, environment):
     blocks = TESTED.findall(README)
-    assert [kind for kind, _ in blocks] == ["console"] * 3 + ["python"] * 2
+    assert [kind for kind, _ in blocks] == ["console"] * 3 + ["python"] * 2 + ["console"]
     steps = [step for kind, block in blocks if kind == "console" for step in console_steps(block)]
     exports = "".join(f"{step.command}\n" for step in steps if step.command.startswith("export "))
     checker = doctest.OutputChecker()

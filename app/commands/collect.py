@@ -47,10 +47,12 @@ def _address(ctx: click.Context, parameter: click.Parameter, address: str | None
 def _gpu_numbers(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    words = [word for word in text.split(",") if word]
-    if not all(word.isdigit() for word in words):
-        raise click.BadParameter(f"{text!r}; give numbers, as in 0,1")
-    return tuple(map(int, words))
+    from ingest.collectors.run import parse_gpus
+
+    try:
+        return parse_gpus(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _cluster(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:

@@ -42,14 +42,15 @@ def _with_windows(command: F) -> F:
             type=click.FloatRange(min=0, min_open=True),
             default=9.0,
             show_default=True,
-            help="Samples of a window for each of its seconds; a window with fewer is refused.",
+            help="Samples of a window for each of its seconds; a window with fewer is refused, and from a faster "
+            "source they span less time (column samples_per_s).",
         ),
         click.option(
             "--seconds",
             type=click.FloatRange(min=0, min_open=True),
             default=60.0,
             show_default=True,
-            help="Length of a window.",
+            help="Length of a window: it holds the first readings of so many seconds, 540 for 60 s at 9 a second.",
         ),
         click.option("--set", "set_name", required=True, help="Feature set, as in statistical or efficient."),
         click.option("--cluster", help="Only jobs of this cluster."),
@@ -86,6 +87,9 @@ def _variant(set_name: str, **window: Any) -> Variant:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="random: another seed.")
 @click.option("--max-gap", type=click.FloatRange(min=0, min_open=True), help="Refuse windows with a longer gap, in s.")
 @click.option(
+    "--even", is_flag=True, help="Samples of an even grid, on straight lines between readings; needs --max-gap."
+)
+@click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all windows of it to this Parquet file too."
 )
 @with_runner
@@ -103,6 +107,7 @@ def extract(
     stride: float | None,
     seed: int,
     max_gap: float | None,
+    even: bool,
     out: Path | None,
     workers: int | None,
     scheduler: str | None,
@@ -119,6 +124,8 @@ def extract(
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise click.UsageError(f"--out {out}: its folder does not exist; make it first.")
+    if even and max_gap is None:
+        raise click.UsageError("--even needs --max-gap: over how many seconds may a straight line be drawn?")
     variant = _variant(
         set_name,
         seconds=seconds,
@@ -126,6 +133,7 @@ def extract(
         samples_per_s=samples_per_s,
         stride_s=stride,
         max_gap_s=max_gap,
+        even=even,
         seed=seed,
     )
     from features.extract import extract as extract_into
@@ -234,8 +242,7 @@ def live(
     from features.warming import compile_kernels
 
     root = load(lake=lake).lake
-    if variant.set.compiled:
-        compile_kernels(_say, here=True)
+    compile_kernels(variant.set, _say, here=True)
     found = live_features(root, variant, now_s=time.time(), active_s=active_within, cluster=cluster)
     for row in found.short.iter_rows(named=True):
         _say(f"job {row['job_id']} on {row['node']}, GPU {row['gpu_index']}: no window, {row['reason']}")
@@ -252,4 +259,4 @@ def _fit(rows: pl.DataFrame) -> pl.DataFrame:
     from ingest.schemas import FEATURES
 
     _say(f"{rows.width - len(FEATURES.columns) - 2} features; --format json, csv or parquet has them")
-    return rows.select("cluster", "job_id", "node", "gpu_index", "window_start", "age_s", "reason")
+    return rows.select("cluster", "job_id", "node", "gpu_index", "window_start", "samples_per_s", "age_s", "reason")

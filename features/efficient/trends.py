@@ -64,8 +64,8 @@ def _trend(x: Values, y: Values) -> Values:
 
 
 def _linear_trend(batch: SeriesBatch) -> Values:
-    places = np.broadcast_to(np.arange(batch.n_samples, dtype=float), batch.values.shape)
-    return _trend(np.ascontiguousarray(places), batch.values)
+    places = np.tile(np.arange(batch.n_samples, dtype=float), (batch.n_series, 1))
+    return _trend(places, batch.values)
 
 
 def _linear_trend_timewise(batch: SeriesBatch) -> Values:

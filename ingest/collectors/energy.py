@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 MAX_GAP_S: Final = 10.0
@@ -26,14 +24,50 @@ class EnergyTwice:
     gap_ratio: float | None
 
 
-def energy_twice(
-    gpu_index: int, samples: Iterable[tuple[float, float | None, float | None]], max_gap_s: float = MAX_GAP_S
-) -> EnergyTwice:
-    """Return both energies of one GPU's samples in order of time.
+class EnergySum:
+    """Both energies of one GPU, summed up while its samples come in order of time.
 
     Power is integrated over all samples from one reading of the counter to the next, so that the two are energies of
     the same time. What lies between two readings counts only if no step between samples with power is longer than
     ``max_gap_s`` there, and not if the counter fell (the driver was loaded anew). A reading without power is none.
+    """
+
+    __slots__ = ("_before", "_counter_j", "_covered_s", "_integral_j", "_max_gap_s", "_read", "_since_j")
+
+    def __init__(self, max_gap_s: float = MAX_GAP_S) -> None:
+        self._max_gap_s = max_gap_s
+        self._counter_j = self._integral_j = self._covered_s = self._since_j = 0.0
+        self._before: tuple[float, float] | None = None
+        self._read: tuple[float, float] | None = None
+
+    def add(self, time_s: float, power_w: float | None, energy_mj: float | None) -> None:
+        """Take the next sample; the counter, in mJ, is None where it was not asked. Any clock that never falls does."""
+        if power_w is None:
+            return
+        before, read = self._before, self._read
+        if before is not None and 0 <= time_s - before[0] <= self._max_gap_s:
+            self._since_j += (time_s - before[0]) * (power_w + before[1]) / 2
+        else:
+            read = None
+        self._before, self._read = (time_s, power_w), read
+        if energy_mj is None:
+            return
+        if read is not None and time_s > read[0] and energy_mj >= read[1]:
+            self._covered_s += time_s - read[0]
+            self._integral_j += self._since_j
+            self._counter_j += (energy_mj - read[1]) / 1000
+        self._read, self._since_j = (time_s, energy_mj), 0.0
+
+    def told(self, gpu_index: int) -> EnergyTwice:
+        """Return both energies up to the last reading of the counter."""
+        gap = self._integral_j / self._counter_j - 1 if self._counter_j > 0 else None
+        return EnergyTwice(gpu_index, self._counter_j, self._integral_j, self._covered_s, gap)
+
+
+def energy_twice(
+    gpu_index: int, samples: Iterable[tuple[float, float | None, float | None]], max_gap_s: float = MAX_GAP_S
+) -> EnergyTwice:
+    """Return both energies of one GPU's samples in order of time, as `EnergySum` sums them up.
 
     Parameters
     ----------
@@ -45,46 +79,7 @@ def energy_twice(
     >>> energy_twice(0, [(0.0, 100.0, 0), (0.5, 100.0, None), (1.0, 100.0, 80_000)]).gap_ratio
     0.25
     """
-    counter_j = integral_j = covered_s = 0.0
-    before: tuple[float, float] | None = None
-    read: tuple[float, float] | None = None
-    since_j = 0.0
+    energy = EnergySum(max_gap_s)
     for time_s, power_w, energy_mj in samples:
-        if power_w is None:
-            continue
-        if before is not None and 0 <= time_s - before[0] <= max_gap_s:
-            since_j += (time_s - before[0]) * (power_w + before[1]) / 2
-        else:
-            read = None
-        before = (time_s, power_w)
-        if energy_mj is None:
-            continue
-        if read is not None and time_s > read[0] and energy_mj >= read[1]:
-            covered_s += time_s - read[0]
-            integral_j += since_j
-            counter_j += (energy_mj - read[1]) / 1000
-        read, since_j = (time_s, energy_mj), 0.0
-    gap = integral_j / counter_j - 1 if counter_j > 0 else None
-    return EnergyTwice(gpu_index, counter_j, integral_j, covered_s, gap)
-
-
-def read_energy_twice(root: Path, job_id: int, *, since_s: float = 0.0) -> list[EnergyTwice]:
-    """Return both energies of each GPU of one job, from those segments of a spool that were written since a time."""
-    series: dict[int, list[tuple[float, float | None, float | None]]] = {}
-    for path in [*root.glob("gpu/*.csv"), *root.glob("gpu/*.csv.open")]:
-        try:
-            if path.stat().st_mtime < since_s:
-                continue
-            with path.open(encoding="utf-8", newline="") as file:
-                for sample in csv.DictReader(file):
-                    if sample["job_id"] == str(job_id):
-                        power_w, energy_mj = _number(sample, "power_draw_W"), _number(sample, "energy_mJ")
-                        row = (float(sample["timestamp"]), power_w, energy_mj)
-                        series.setdefault(int(sample["gpu_index"]), []).append(row)
-        except FileNotFoundError:  # a follower that keeps the spool small has taken it
-            continue
-    return [energy_twice(index, sorted(rows, key=lambda row: row[0])) for index, rows in sorted(series.items())]
-
-
-def _number(sample: Mapping[str, str], name: str) -> float | None:
-    return float(sample[name]) if sample[name] else None
+        energy.add(time_s, power_w, energy_mj)
+    return energy.told(gpu_index)

@@ -17,6 +17,7 @@ from ingest.errors import HardwareError
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from ingest.collectors.gpu import GpuCollector
     from ingest.collectors.service import Service
 
 GPU_GAUGES: Final = {
@@ -61,6 +62,7 @@ class ServiceCollector:
         gpu, inventory = self._service.gpu, self._service.inventory
         if gpu is None or inventory is None:
             return
+        yield from self._answering(gpu)
         readings, counters_mj = dict(gpu.latest), dict(gpu.counters_mj)
         for name, (text, field, factor) in GPU_GAUGES.items():
             gauge = GaugeMetricFamily(f"jobwatt_{name}", text, labels=GPU_LABELS)
@@ -82,6 +84,18 @@ class ServiceCollector:
             for job_id in sorted(self._service.jobs.jobs_of(index)):
                 jobs.add_metric([str(job_id), *labels], {})
         yield from (energy, info, jobs)
+
+    def _answering(self, gpu: GpuCollector) -> Iterator[Metric]:
+        """Yield whether each GPU answers, and how often it was lost; also of those that are lost now."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        up = GaugeMetricFamily("jobwatt_gpu_up", "1 where the GPU answers, 0 where it is lost.", labels=GPU_LABELS)
+        lost = CounterMetricFamily("jobwatt_gpu_lost", "Times that the GPU stopped answering.", labels=GPU_LABELS)
+        losses, gone = dict(gpu.losses), dict(gpu.lost)
+        for index in gpu.indices:
+            up.add_metric(self._labels(index), 0 if index in gone else 1)
+            lost.add_metric(self._labels(index), losses.get(index, 0))
+        yield from (up, lost)
 
     def _labels(self, index: int) -> list[str]:
         inventory = self._service.inventory
@@ -114,6 +128,9 @@ class ServiceCollector:
             for collector in ("gpu", "process", "node"):
                 metric.add_metric([collector, node], counts.get((collector, event), 0))
             yield metric
+        steps = CounterMetricFamily("jobwatt_clock_steps", "Times that the wall clock was set.", labels=("node",))
+        steps.add_metric([node], counts.get(("clock", "clock_step"), 0))
+        yield steps
         dropped = CounterMetricFamily(
             "jobwatt_collector_dropped_rows", "Rows that the disk did not take.", labels=("kind", "node")
         )

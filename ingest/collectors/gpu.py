@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import is_
+from operator import is_, itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ingest.collectors.clock import steady_time
+from ingest.collectors.energy import EnergySum, EnergyTwice
 from ingest.collectors.hardware import GpuBackend, GpuDevice, GpuReading
 from ingest.collectors.jobs import job_of_process
 from ingest.collectors.order import BREAK_S, SeriesOrder, Telling
@@ -26,8 +27,8 @@ ENERGY_S: Final = 30.0
 ENERGY_TICKS: Final = 120
 """The energy counter is asked once in so many seconds, or ticks where these take longer, unless told otherwise.
 
-At 4.5 ms each, 8 GPUs cost 0.12 % of a core so at ten readings a second, and 0.03 % at one; asked every 10 s it
-would be 0.36 %.
+At 4.6 ms each (H100), 8 GPUs cost 0.12 % of a core so at ten readings a second, and 0.03 % at one; asked every 10 s it
+would be 0.37 %.
 """
 
 EARLY_S: Final = 0.005
@@ -73,10 +74,16 @@ class GpuCollector:
 
     Attributes
     ----------
+    indices
+        The GPUs that are read.
     latest
         The last reading by GPU; a GPU that does not answer is not in it.
     counters_mj
         The last energy counter that was read, by GPU; as `latest`.
+    lost
+        The GPUs that do not answer, each with what it was that it, or the driver, said.
+    losses
+        How often each GPU was lost.
     """
 
     def __init__(
@@ -91,13 +98,15 @@ class GpuCollector:
     ) -> None:
         self.latest: dict[int, GpuReading] = {}
         self.counters_mj: dict[int, int] = {}
-        self.lost: set[int] = set()
+        self.lost: dict[int, str] = {}
+        self.losses: dict[int, int] = {}
         self._backend, self._spool, self._events, self._jobs = backend, spool, events, jobs
         self._energy_s, self._monotonic = energy_s, monotonic
-        self._indices = tuple(backend.indices())
+        self.indices = tuple(backend.indices())
         self._reading = threading.Lock()
         self._order = SeriesOrder()
         self._job_ids: dict[int, int | None] = {}
+        self._energies: dict[tuple[int, int], EnergySum] = {}
         self._energy_due_s: dict[int, float] = {}
         self._silent: dict[int, tuple[bool, ...]] = {}
         self._last_silent: dict[tuple[int, bool], tuple[bool, ...]] = {}
@@ -108,7 +117,7 @@ class GpuCollector:
         now_s = self._monotonic()
         if self.lost and now_s >= self._retry_s:
             self._look_for_lost()
-        for index in self._indices:
+        for index in self.indices:
             if index not in self.lost:
                 with self._reading:
                     self._sample(index, now_s)
@@ -119,15 +128,15 @@ class GpuCollector:
         There is none where the counter is never asked, of a GPU that has not been read yet or is lost, and where a
         reading hangs.
         """
-        for index in self._indices if indices is None else indices:
+        for index in self.indices if indices is None else indices:
             if not self._reading.acquire(timeout=CLOSE_WITHIN_S):
                 return
             try:
                 if self._energy_s > 0 and index in self._job_ids:
-                    job_id = self._jobs.job_of(index)
+                    job_id, now_s = self._jobs.job_of(index), self._monotonic()
                     reading = self._read(index, with_energy=True)
                     if reading is not None:
-                        self._append(reading, job_id, index)
+                        self._append(index, job_id, reading, now_s)
                         self._job_ids.pop(index)
                 self._jobs.assigned.pop(index, None)
             finally:
@@ -139,17 +148,19 @@ class GpuCollector:
         before = self._job_ids.get(index)
         has_changed = job_id != before or index not in self._job_ids
         is_due = self._is_energy_due(index, now_s)
+        read_s = self._monotonic()
         reading = self._read(index, with_energy=is_due or (has_changed and self._energy_s > 0))
         if reading is None:
             return
         if has_changed:
             self._job_ids[index] = job_id
             if before is not None:
-                self._append(reading, before, index)
-        self._append(reading, job_id, index)
+                self._append(index, before, reading, read_s)
+        self._append(index, job_id, reading, read_s)
 
-    def _append(self, reading: GpuReading, job_id: int | None, index: int) -> None:
+    def _append(self, index: int, job_id: int | None, reading: GpuReading, read_s: float) -> None:
         """Append a job's row, as far as its time lets it; see `SeriesOrder`."""
+        self._add_energy(index, job_id, reading, read_s)
         telling = self._order.place(index, job_id, reading.time_s)
         if telling is Telling.NOT:
             return
@@ -160,13 +171,32 @@ class GpuCollector:
             self._events.record("gpu", "missed", count=left_out, seconds=BREAK_S, detail=detail)
         self._spool.append("gpu", GpuRow(reading, self._spool.node, job_id, index))
 
+    def _add_energy(self, index: int, job_id: int | None, reading: GpuReading, read_s: float) -> None:
+        """Sum up the energy of an assigned job, on the clock that nobody sets."""
+        if job_id is None:
+            return
+        energy = self._energies.get((job_id, index))
+        if energy is None:
+            if self._jobs.assigned.get(index) != job_id:
+                return
+            energy = self._energies[job_id, index] = EnergySum()
+        energy.add(read_s, reading.power_w, reading.energy_mj)
+
+    def energy_of(self, job_id: int) -> tuple[EnergyTwice, ...]:
+        """Return both energies of each GPU that was assigned to a job and gave a sample for it."""
+        return tuple(
+            energy.told(index)
+            for (job, index), energy in sorted(self._energies.copy().items(), key=itemgetter(0))
+            if job == job_id
+        )
+
     def _is_energy_due(self, index: int, now_s: float) -> bool:
         """Return whether it is time for a GPU's counter; its times are its own, whatever is read between them."""
         if self._energy_s <= 0:
             return False
         due_s = self._energy_due_s.get(index)
         if due_s is None:
-            share = (self._indices.index(index) + 0.5) / len(self._indices)
+            share = (self.indices.index(index) + 0.5) / len(self.indices)
             self._energy_due_s[index] = now_s + share * self._energy_s - EARLY_S
             return True
         if now_s < due_s:
@@ -197,17 +227,19 @@ class GpuCollector:
             silent = (*silent[:_ENERGY], before[_ENERGY], *silent[_ENERGY + 1 :])
         self._silent[index] = silent
         for refusal in self._backend.take_refusals():
-            self._events.record("gpu", "error", detail=refusal)
+            self._events.record("gpu", "error", detail=refusal.text, reason=refusal.reason)
         for name, now, then in zip(GpuReading._fields, silent, before or silent, strict=True):
             if now != then:
                 self._events.record("gpu", "sensor_lost" if now else "sensor_back", detail=f"GPU {index} {name}")
 
     def _lose(self, index: int, why: str) -> None:
-        self.lost.add(index)
+        why = why.partition(": ")[2] or why
+        self.lost[index] = why
+        self.losses[index] = self.losses.get(index, 0) + 1
         for known in (self.latest, self.counters_mj, self._job_ids):
             known.pop(index, None)
         self._retry_s = self._monotonic() + RETRY_LOST_S
-        self._events.record("gpu", "sensor_lost", detail=f"GPU {index}: {why.partition(': ')[2] or why}")
+        self._events.record("gpu", "sensor_lost", detail=f"GPU {index}: {why}", reason="gpu_lost")
 
     def _look_for_lost(self) -> None:
         self._retry_s = self._monotonic() + RETRY_LOST_S
@@ -217,8 +249,8 @@ class GpuCollector:
                 self._backend.read(index, with_energy=False)
             except GpuLostError:
                 continue
-            self.lost.discard(index)
-            self._events.record("gpu", "sensor_back", detail=f"GPU {index}")
+            self.lost.pop(index)
+            self._events.record("gpu", "sensor_back", detail=f"GPU {index} is back", reason="gpu_back")
 
 
 class GpuRow(NamedTuple):
@@ -278,15 +310,17 @@ class Inventory:
                 self._look_at_devices()
             self._look_at_jobs()
             for refusal in self._backend.take_refusals():
-                self._events.record("gpu", "error", detail=refusal)
+                self._events.record("gpu", "error", detail=refusal.text, reason=refusal.reason)
 
     def _look_at_jobs(self) -> None:
         seen: dict[int, int | None] = {}
         for index in self._backend.indices():
             try:
-                pids = self._backend.process_ids(index)
+                pids: Sequence[int] | None = self._backend.process_ids(index)
             except GpuLostError:
                 pids = ()
+            if pids is None:  # it does not say now: what it said last still stands
+                continue
             seen |= {pid: self._job_ids.get(pid) or self._job_id(pid) for pid in pids}
             self._jobs.found[index] = frozenset(job for pid in pids if (job := seen[pid]) is not None)
         self._job_ids = seen

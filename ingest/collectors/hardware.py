@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
@@ -31,14 +32,19 @@ CALLS: Final[Mapping[str, float]] = {
 What changes slowly is asked less often, since every call takes CPU time from the jobs; its last value stands in the
 samples between. ``fields`` is one call for two values: instantaneous and averaged power.
 
-``energy`` is made only for a sample that is to have the counter, and its value never stands in for another's: on an
-H100 (driver 580.159, read after a pause of 0.1 s, mean CPU time) the driver makes the caller wait 4.5 ms for it, be it
-a call of its own or a field among others, while one sample's other calls take 0.2 ms together: power 85 µs (the first
-of a round, so that it wakes the driver), averaged power 10, utilization 25, memory 39, temperature 7, SM clock 5,
-throttle reasons 6; and of the slow ones memory temperature 28, memory clock 3, power limit 5, PCIe width 95.
+``energy`` is made only for a sample that is to have the counter, and its value never stands in for another's: the
+driver makes the caller wait for it, be it a call of its own or a field among others, many times as long as for one
+sample's other calls together. What each call costs is in ``tests/benchmarks/nvml_call_cost.csv``, as measured, with GPU
+and driver.
 """
 
+HOLD_NONE_S: Final = 1.0
+"""A slow value that was not told is asked again after so long at most."""
+
 NO_FIELDS: Final = (None, None)
+
+HELD_FIELDS: Final = {"time_s", "memory_temp_c", "memory_clock_mhz", "power_limit_w", "pcie_link_width"}
+"""What a reading may have though the GPU answers nothing now."""
 
 
 class GpuReading(NamedTuple):
@@ -85,7 +91,7 @@ class GpuBackend(Protocol):
         ...
 
     def read(self, index: int, *, with_energy: bool) -> GpuReading:
-        """Return one sample, taken now; raises `GpuLostError` where the GPU no longer answers.
+        """Return one sample, taken now; raises `GpuLostError` where the GPU answers nothing any more.
 
         The energy counter, which costs more than all else, is None unless it is asked for.
         """
@@ -95,11 +101,11 @@ class GpuBackend(Protocol):
         """Return what the GPU is; raises `GpuLostError` where it no longer answers."""
         ...
 
-    def process_ids(self, index: int) -> Sequence[int]:
-        """Return the processes that compute on the GPU, as far as they can be seen."""
+    def process_ids(self, index: int) -> Sequence[int] | None:
+        """Return the processes that compute on the GPU, as far as they can be seen; None where it does not say now."""
         ...
 
-    def take_refusals(self) -> list[str]:
+    def take_refusals(self) -> list[Refusal]:
         """Return what was refused since the last call (no permission, …), each once."""
         ...
 
@@ -108,9 +114,16 @@ class GpuBackend(Protocol):
         ...
 
 
+class Refusal(NamedTuple):
+    """What the driver refused, in words, and a stable code for it: ``no_permission`` or ``refused``."""
+
+    text: str
+    reason: str
+
+
 @dataclass(slots=True)
 class _Device:
-    """One GPU's handle, what it cannot tell, and what it told of its slow values."""
+    """One GPU's handle, what it cannot tell, what it told of its slow values, and what it refuses at present."""
 
     index: int
     handle: Any
@@ -118,6 +131,8 @@ class _Device:
     absent: set[str]
     held: dict[str, tuple[float, Any]]
     calls: dict[str, Callable[[], Any]]
+    refused: dict[str, str] = field(default_factory=dict)
+    is_lost: bool = False
 
 
 class NvmlBackend:
@@ -146,7 +161,7 @@ class NvmlBackend:
     ) -> None:
         self._nvml: Any = nvml if nvml is not None else _import_nvml()
         self._calls, self._wall, self._monotonic = calls, wall, monotonic
-        self._refusals: dict[str, None] = {}
+        self._refusals: dict[Refusal, None] = {}
         n = self._nvml
         try:
             n.nvmlInit()
@@ -156,7 +171,9 @@ class NvmlBackend:
                 "GPUs: --gpu-interval 0",
                 reason="no_driver",
             ) from error
+        self._unloaded = {n.NVML_ERROR_UNINITIALIZED, n.NVML_ERROR_DRIVER_NOT_LOADED}
         self._lost = {n.NVML_ERROR_GPU_IS_LOST, n.NVML_ERROR_RESET_REQUIRED, n.NVML_ERROR_GPU_NOT_FOUND}
+        self._lost |= {*self._unloaded, n.NVML_ERROR_LIB_RM_VERSION_MISMATCH}
         self._never = {n.NVML_ERROR_NOT_SUPPORTED, n.NVML_ERROR_FUNCTION_NOT_FOUND, n.NVML_ERROR_NO_PERMISSION}
         self._never |= {n.NVML_ERROR_INVALID_ARGUMENT, n.NVML_ERROR_NOT_FOUND}
         self._devices = self._open()
@@ -177,7 +194,7 @@ class NvmlBackend:
         gpu_util_pct, memory_util_pct = ask(device, "utilization") or (None, None)
         free_mib, used_mib = ask(device, "memory") or (None, None)
         limit_mw = hold(device, "power_limit")
-        return GpuReading(
+        reading = GpuReading(
             time_s,
             gpu_util_pct,
             memory_util_pct,
@@ -194,6 +211,9 @@ class NvmlBackend:
             None if limit_mw is None else limit_mw / 1000,
             ask(device, "throttle_reasons"),
         )
+        if power_mw is None and used_mib is None:
+            self._check_answers(device, reading)
+        return reading
 
     def time_call(self, index: int, name: str) -> None:
         """Make one of `read`'s calls, as `read` makes it, to see what it costs; raises NVML's error."""
@@ -204,6 +224,10 @@ class NvmlBackend:
         n, device = self._nvml, self._devices[index]
         handle = self._handle(device)
         device.handle, device.calls = handle, bind(n, handle)
+        if device.is_lost:  # what it could not tell then, it may tell now
+            device.is_lost = False
+            device.absent.clear()
+            device.held.clear()
         memory = self._ask(device, "memory", n.nvmlDeviceGetMemoryInfo, handle)
         limits = (
             self._ask(device, "power limits", n.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (None,) * 2
@@ -222,20 +246,21 @@ class NvmlBackend:
             self._ask(device, "driver version", n.nvmlSystemGetDriverVersion) or "",
         )
 
-    def process_ids(self, index: int) -> Sequence[int]:
-        """Return the processes that compute on the GPU; none where the driver does not say."""
+    def process_ids(self, index: int) -> Sequence[int] | None:
+        """Return the processes that compute on the GPU; None where the driver does not say."""
         device = self._devices[index]
         found = self._ask(device, "processes", self._nvml.nvmlDeviceGetComputeRunningProcesses, device.handle)
-        return [process.pid for process in found or ()]
+        return None if found is None else [process.pid for process in found]
 
-    def take_refusals(self) -> list[str]:
-        """Return what NVML refused since the last call, each once."""
+    def take_refusals(self) -> list[Refusal]:
+        """Return what NVML refused since the last call; each once, until the same call is answered again."""
         taken, self._refusals = self._refusals, {}
         return list(taken)
 
     def close(self) -> None:
-        """Let NVML go."""
-        self._nvml.nvmlShutdown()
+        """Let NVML go; it may have gone by itself."""
+        with suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
 
     def _open(self) -> dict[int, _Device]:
         n = self._nvml
@@ -251,17 +276,37 @@ class NvmlBackend:
                 handle = n.nvmlDeviceGetHandleByIndex(index)
                 devices[index] = _Device(index, handle, n.nvmlDeviceGetUUID(handle), set(), {}, bind(n, handle))
             except n.NVMLError as error:
-                self._refusals[f"GPU {index} cannot be opened: {error}"] = None
+                self._note(f"GPU {index} cannot be opened: {error}", error.value)
         if not devices:
-            why = "; ".join(self._refusals) or "NVML counts none"
+            why = "; ".join(refusal.text for refusal in self._refusals) or "NVML counts none"
             raise HardwareError(f"no GPU can be read ({why}); collect without GPUs: --gpu-interval 0", reason="no_gpu")
         return devices
 
     def _handle(self, device: _Device) -> Any:
+        """Return a GPU's handle; a driver that was unloaded and loaded again is asked to begin anew."""
+        n = self._nvml
         try:
-            return self._nvml.nvmlDeviceGetHandleByUUID(device.uuid)
-        except self._nvml.NVMLError as error:
-            raise GpuLostError(f"GPU {device.index}: {error}") from error
+            try:
+                return n.nvmlDeviceGetHandleByUUID(device.uuid)
+            except n.NVMLError as error:
+                if error.value not in self._unloaded:
+                    raise
+            n.nvmlInit()
+            return n.nvmlDeviceGetHandleByUUID(device.uuid)
+        except n.NVMLError as error:
+            raise self._losing(device, str(error)) from error
+
+    def _losing(self, device: _Device, why: str) -> GpuLostError:
+        """Return the error of a GPU that is lost; what it told before no longer stands for anything."""
+        device.is_lost = True
+        device.held.clear()
+        return GpuLostError(f"GPU {device.index}: {why}")
+
+    def _check_answers(self, device: _Device, reading: GpuReading) -> None:
+        """Raise `GpuLostError` where a reading holds nothing but what was told before."""
+        if any(value is not None for name, value in reading._asdict().items() if name not in HELD_FIELDS):
+            return
+        raise self._losing(device, next(iter(device.refused.values()), "none of its sensors answers"))
 
     def _hold(self, device: _Device, name: str) -> Any:
         """Return a slow value: the one that was told last while it is young enough, else a new one."""
@@ -272,6 +317,8 @@ class NvmlBackend:
         value = self._ask_bound(device, name)
         # the first time, each GPU gets another phase, so that they do not all ask in the same tick
         age_s = self._calls[name] * (1.0 if held is not None else (1 + device.index % 8) / 8)
+        if value is None:
+            age_s = min(age_s, HOLD_NONE_S)
         device.held[name] = (now_s + age_s - 0.005, value)
         return value
 
@@ -280,29 +327,41 @@ class NvmlBackend:
         if name in device.absent:
             return None
         try:
-            return device.calls[name]()
+            value = device.calls[name]()
         except self._nvml.NVMLError as error:
             return self._refused(device, name, error)
+        if device.refused:
+            device.refused.pop(name, None)
+        return value
 
     def _ask(self, device: _Device, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what NVML answers to a call of `describe`; None as in `_ask_bound`."""
         if name in device.absent:
             return None
         try:
-            return function(*arguments)
+            value = function(*arguments)
         except self._nvml.NVMLError as error:
             return self._refused(device, name, error)
+        if device.refused:
+            device.refused.pop(name, None)
+        return value
 
     def _refused(self, device: _Device, name: str, error: Any) -> None:
         """Remember what is never answered, and what was refused; a lost GPU is raised."""
         code = error.value
         if code in self._lost:
-            device.held.clear()
-            raise GpuLostError(f"GPU {device.index}: {error}") from error
+            raise self._losing(device, str(error)) from error
         if code in self._never:
             device.absent.add(name)
-        if code not in (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
-            self._refusals[f"GPU {device.index}, {name}: {error}"] = None
+        if code in (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
+            return
+        if device.refused.get(name) != str(error):
+            device.refused[name] = str(error)
+            self._note(f"GPU {device.index}, {name}: {error}", code)
+
+    def _note(self, text: str, code: int) -> None:
+        reason = "no_permission" if code == self._nvml.NVML_ERROR_NO_PERMISSION else "refused"
+        self._refusals[Refusal(text, reason)] = None
 
 
 def _import_nvml() -> ModuleType:

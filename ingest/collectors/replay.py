@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ingest.collectors.clock import steady_time
 from ingest.collectors.gpu_columns import GPU_EXTENDED_VALUE_COLUMN_MAP, GPU_VALUE_COLUMN_MAP
-from ingest.collectors.hardware import CALLS, GpuDevice, GpuReading
+from ingest.collectors.hardware import CALLS, GpuDevice, GpuReading, Refusal
 from ingest.errors import GpuLostError, HardwareError
 
 READING_COLUMN_MAP: Final[Mapping[str, str]] = {
@@ -111,7 +111,7 @@ class ReplayBackend:
             spin(self._spin_s.get("processes", 0.0))
         return ()
 
-    def take_refusals(self) -> list[str]:
+    def take_refusals(self) -> list[Refusal]:
         """Return nothing: a recording refuses nothing."""
         return []
 

@@ -10,13 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ingest.collectors.clock import SLEWED_S, steady_time
-from ingest.collectors.energy import EnergyTwice, read_energy_twice
+from ingest.collectors.clock import steady_time
+from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.service import Plan, Service
@@ -47,7 +47,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One labelled run: its job id, the command's exit code as a shell counts it, and the energy of its GPUs, twice."""
+    """One labelled run: its job id, the command's exit code as a shell counts it, and the energy of its GPUs, twice.
+
+    ``notices`` say what is missing: a GPU of the run that gave no sample, or that no GPU is counted as the run's.
+    """
 
     job_id: int
     label: str
@@ -55,6 +58,8 @@ class RunReport:
     run_s: float
     energy: tuple[EnergyTwice, ...]
     problem: str = ""
+    gpus: tuple[int, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def open_backend(options: Options) -> GpuBackend | None:
@@ -72,11 +77,21 @@ def open_backend(options: Options) -> GpuBackend | None:
     return NvmlBackend()
 
 
+def say(line: str) -> None:
+    """Write a line to standard error; where nobody reads it any more, collecting goes on."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"jobwatt: {line}\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def collecting(options: Options) -> Iterator[Service]:
-    """Give a service that collects, and end it cleanly; SIGTERM and SIGINT ask it to stop."""
+    """Give a service that collects, and end it cleanly; SIGTERM and SIGINT ask it to stop.
+
+    What somebody should see at once (a GPU that is lost, a clock that was set) goes to standard error.
+    """
     backend = open_backend(options)
-    service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan)
+    service = Service(Spool(options.spool, options.node or default_node()), backend, options.plan, say=say)
     with ending_on_signals(service.ask_to_stop), service:
         if options.prometheus is None:
             yield service
@@ -117,39 +132,79 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
     slurm_id = os.environ.get("SLURM_JOB_ID", "")
     job_id = int(slurm_id) if slurm_id.isdigit() else int((time.time() - JOB_IDS_COUNT_FROM_S) * 1e6)
     end: _End | None = None
+    notices: tuple[str, ...] = ()
     problem = ""
     try:
         with collecting(options) as service:
             devices = service.inventory.devices if service.inventory is not None else {}
-            mine = visible_gpus(os.environ, devices) if gpus is None else _given_gpus(gpus, service.backend)
+            if gpus is not None:
+                mine = _given_gpus(gpus, service.backend)
+            else:
+                mine = visible_gpus(os.environ, devices)
+                notices = () if mine or service.gpu is None else (_no_gpu(os.environ, devices),)
             end = _run(service, job_id, label, command, mine)
             if not slurm_id:
                 _write_job(service, job_id, mine, end)
-    except JobwattError as error:
+    except Exception as error:
+        # whatever it is: a command that ran for hours has its exit code told
         if end is None:
             raise
-        problem = str(error)
-    energy = tuple(read_energy_twice(options.spool, job_id, since_s=end.started_s - SLEWED_S))
-    return RunReport(job_id, label, end.exit_code, end.ended_s - end.started_s, energy, problem)
+        problem = _one_line(error)
+    run_s, energy = end.ended_s - end.started_s, service.energy_of(job_id)
+    notices += _unsampled(mine, energy, {} if service.gpu is None else service.gpu.lost)
+    return RunReport(job_id, label, end.exit_code, run_s, energy, end.problem or problem, mine, notices)
+
+
+def _unsampled(gpus: Sequence[int], energy: Sequence[EnergyTwice], lost: Mapping[int, str]) -> tuple[str, ...]:
+    """Return a line for each GPU of a run that gave it no sample."""
+    sampled = {told.gpu_index for told in energy}
+    return tuple(
+        f"GPU {index}: no sample ({f'lost: {lost[index]}' if index in lost else 'the run ended before one'})"
+        for index in gpus
+        if index not in sampled
+    )
+
+
+def _no_gpu(environment: Mapping[str, str], devices: Mapping[int, GpuDevice]) -> str:
+    """Return the line that says why no GPU is counted as the run's."""
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    variable = "CUDA_VISIBLE_DEVICES is not set" if listed is None else f"CUDA_VISIBLE_DEVICES is {listed!r}"
+    known = ", ".join(map(str, devices)) or "none"
+    return f"no GPU is counted as the run's: {variable}, and those seen here are {known}; give --gpus"
+
+
+def _one_line(error: Exception) -> str:
+    """Return what went wrong, with its kind where it is none of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, JobwattError) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a command ended; the exit code as a shell counts it (128 + signal), times in epoch seconds."""
+    """How a command ended; the exit code as a shell counts it (128 + signal), times in epoch seconds.
+
+    ``problem`` is what the last look at it failed with.
+    """
 
     exit_code: int
     wait_status: int
     state: int
     started_s: float
     ended_s: float
+    problem: str = ""
 
 
 def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
     """Run a command as a job; what ends the service ends the command, but a collector's failure does not."""
     started_s = steady_time()
     child = subprocess.Popen(command, env={**os.environ, "JOBWATT_JOB_ID": str(job_id)})
-    service.begin_job(job_id, child.pid, gpus)
-    service.label(job_id, label)
+    try:
+        service.begin_job(job_id, child.pid, gpus)
+        service.label(job_id, label)
+    except Exception:
+        child.kill()
+        child.wait()
+        raise
     ended = threading.Event()
 
     def watch() -> None:
@@ -168,11 +223,15 @@ def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus
             child.kill()
     ended.wait()
     ended_s = steady_time()
-    service.end_job(job_id)
+    problem = ""
+    try:
+        service.end_job(job_id)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the command's exit code is told)
+        problem = _one_line(error)
     code = child.wait()
     state = CANCELLED if cancelled else COMPLETED if code == 0 else FAILED
     wait_status = -code if code < 0 else code << 8
-    return _End(128 - code if code < 0 else code, wait_status, state, started_s, ended_s)
+    return _End(128 - code if code < 0 else code, wait_status, state, started_s, ended_s, problem)
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Mapping[int, GpuDevice]) -> tuple[int, ...]:
@@ -193,6 +252,20 @@ def visible_gpus(environment: Mapping[str, str], devices: Mapping[int, GpuDevice
         else:
             break
     return tuple(dict.fromkeys(found))
+
+
+def parse_gpus(text: str) -> tuple[int, ...]:
+    """Return the GPUs of a list of numbers.
+
+    Examples
+    --------
+    >>> parse_gpus("0,1")
+    (0, 1)
+    """
+    words = [word for word in text.split(",") if word]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(f"{text!r}; give numbers, as in 0,1")
+    return tuple(map(int, words))
 
 
 def _given_gpus(gpus: Sequence[int], backend: GpuBackend | None) -> tuple[int, ...]:
@@ -248,6 +321,7 @@ def report_lines(report: RunReport) -> list[str]:
             f"GPU {energy.gpu_index}: {energy.counter_j:,.1f} J by counter, {energy.integral_j:,.1f} J by integral, "
             f"{gap}, over {energy.covered_s:.1f} s"
         )
+    lines += report.notices
     if report.problem:
         lines.append(f"collecting failed: {report.problem}")
     return lines
@@ -257,7 +331,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m ingest.collectors`` and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    told = _parser().parse_args(words)
+    parser = _parser()
+    told = parser.parse_args(words)
+    if told.label is None and (command or told.gpus is not None):
+        parser.error("a COMMAND and --gpus need --label NAME, which says what it is")
     intervals = (told.gpu_interval, told.process_interval, told.node_interval)
     plan = Plan(*intervals, energy_interval_s=told.energy_interval, probe=told.probe)
     options = Options(told.spool, told.node, plan, told.replay, told.prometheus, told.duration)
@@ -265,7 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if told.label is None:
             collect(options)
             return 0
-        report = collect_run(options, told.label, command)
+        gpus = None if told.gpus is None else parse_gpus(told.gpus)
+        report = collect_run(options, told.label, command, gpus)
     except (JobwattError, OSError, ValueError) as error:
         sys.stderr.write(f"jobwatt: {' '.join(str(error).split())}\n")
         return 1
@@ -289,4 +367,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replay", type=Path, metavar="PATH", help="play recorded GPU files instead of NVML")
     parser.add_argument("--duration", type=float, metavar="S", help="stop after so long")
     parser.add_argument("--label", metavar="NAME", help="what the command is; collects while it runs")
+    parser.add_argument("--gpus", metavar="N,N", help="the command's GPUs (default: $CUDA_VISIBLE_DEVICES)")
     return parser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from ingest.collectors.clock import SLEWED_S, steady_time
@@ -19,22 +19,68 @@ Slewing (at most 500 ppm) moves it by half a millisecond a second.
 """
 
 
-class Events:
-    """What happened to the collectors themselves: rows of the spool's ``events``, and counts of them."""
+SAY_AGAIN_S: Final = 60.0
+"""The same line is said at most so often."""
 
-    def __init__(self, spool: Spool, *, wall: Callable[[], float] = steady_time) -> None:
+SAID_EVENTS: Final[Mapping[str, str]] = {"clock_step": "the wall clock was set"}
+"""Events that are always said, each under its own name as the reason: what the line begins with."""
+
+
+class Events:
+    """What happened to the collectors themselves: rows of the spool's ``events``, counts of them, and lines.
+
+    Parameters
+    ----------
+    say
+        Takes what somebody should see at once, in one line that ends with its reason in brackets; nobody unless given.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        wall: Callable[[], float] = steady_time,
+        monotonic: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.counts: dict[tuple[str, str], int] = {}
-        self._spool, self._wall = spool, wall
+        self._spool, self._wall, self._monotonic, self._say = spool, wall, monotonic, say
+        self._said_s: dict[str, float] = {}
 
     def record(
-        self, collector: str, event: str, *, count: int = 1, seconds: float | None = None, detail: str = ""
+        self,
+        collector: str,
+        event: str,
+        *,
+        count: int = 1,
+        seconds: float | None = None,
+        detail: str = "",
+        reason: str = "",
     ) -> None:
-        """Write one event now; ``seconds`` means what the event says (how late, how long a gap, …)."""
+        """Write one event now; ``seconds`` means what the event says (how late, how long a gap, …).
+
+        One with a ``reason`` is also said, and its detail begins with that.
+        """
         key = (collector, event)
         self.counts[key] = self.counts.get(key, 0) + count
         told = None if seconds is None else f"{seconds:.6f}"
-        values = (f"{self._wall():.6f}", self._spool.node, collector, event, count, told, detail)
+        coded = f"{reason}: {detail}" if reason else detail
+        values = (f"{self._wall():.6f}", self._spool.node, collector, event, count, told, coded)
         self._spool.append("events", row(values))
+        if event in SAID_EVENTS:
+            moved = "" if seconds is None else f" by {seconds:+.3f} s"
+            self._tell(f"{SAID_EVENTS[event]}{moved} [{event}]")
+        elif reason:
+            self._tell(f"{detail} [{reason}]")
+
+    def _tell(self, line: str) -> None:
+        """Say a line, unless it was said within the last `SAY_AGAIN_S`."""
+        now_s = self._monotonic()
+        if self._say is None or now_s - self._said_s.get(line, -SAY_AGAIN_S) < SAY_AGAIN_S:
+            return
+        self._said_s = {said: at_s for said, at_s in self._said_s.items() if now_s - at_s < SAY_AGAIN_S}
+        self._said_s[line] = now_s
+        self._say(line)
 
 
 def ticks(

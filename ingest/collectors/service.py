@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.gpu import ENERGY_S, ENERGY_TICKS, GpuCollector, Inventory, JobTable
 from ingest.collectors.hardware import GpuBackend
 from ingest.collectors.node import NodeCollector
 from ingest.collectors.process import ProcessCollector
 from ingest.collectors.schedule import ClockWatch, Events, ticks
 from ingest.collectors.spool import SYNC_S, Spool, row
-from ingest.errors import JobwattError
+from ingest.errors import JobwattError, SpoolError
 
 COST_EVERY_S: Final = 60.0
 NAP_S: Final = 1.0
@@ -27,6 +28,9 @@ NAP_S: Final = 1.0
 
 STOP_WITHIN_S: Final = 10.0
 """How long the end waits for a collector that hangs in a file system; its rows are kept up to there."""
+
+LAST_LOOK_WITHIN_S: Final = 6.0
+"""How long the end of a job waits for the last look at its processes and GPUs, where a driver or a disk hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,12 @@ class _Worker(threading.Thread):
             self._stop_all.set()
 
 
+class _HangsError(JobwattError):
+    """Something did not end in time, in a driver or a file system."""
+
+    reason = "hangs"
+
+
 class Service:
     """Collects from `start` to `stop`; also a context manager.
 
@@ -77,6 +87,8 @@ class Service:
         The spool, open; the service closes it.
     backend
         GPUs; None: none are read.
+    say
+        As of `ingest.collectors.schedule.Events`.
 
     Attributes
     ----------
@@ -86,10 +98,17 @@ class Service:
         Whether somebody asked.
     """
 
-    def __init__(self, spool: Spool, backend: GpuBackend | None, plan: Plan | None = None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        backend: GpuBackend | None,
+        plan: Plan | None = None,
+        *,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.spool, self.backend, self.plan = spool, backend, plan or Plan()
         self.stopping, self.asked = threading.Event(), threading.Event()
-        self.events = Events(spool)
+        self.events = Events(spool, say=say)
         self.jobs = JobTable()
         root = self.plan.root
         self.process = ProcessCollector(spool, root / "proc", root / "sys")
@@ -140,12 +159,20 @@ class Service:
 
         Call it before the first process is waited for, so that all that it used is still told.
         """
-        self.process.finish(job_id)
-        mine = [index for index, job in self.jobs.assigned.items() if job == job_id]
+        mine = [index for index, job in list(self.jobs.assigned.items()) if job == job_id]
+        looks: dict[str, Callable[[], None]] = {"process": partial(self.process.finish, job_id)}
         if self.gpu is not None:
-            self.gpu.close(mine)
-        for index in mine:
-            self.jobs.assigned.pop(index, None)
+            looks["gpu"] = partial(self.gpu.close, mine)
+        try:
+            # what was read before is on the disk, whatever the last look meets
+            self._finish({"sync": self.spool.sync, **looks}, LAST_LOOK_WITHIN_S)
+        finally:
+            for index in mine:
+                self.jobs.assigned.pop(index, None)
+
+    def energy_of(self, job_id: int) -> tuple[EnergyTwice, ...]:
+        """Return the energy, twice, of each GPU that was given to a job here and gave a sample for it."""
+        return () if self.gpu is None else self.gpu.energy_of(job_id)
 
     @property
     def failed(self) -> bool:
@@ -167,18 +194,51 @@ class Service:
             self.events.record("service", "error", detail=f"{name} did not end within {STOP_WITHIN_S:.0f} s")
         failures = [worker.failure for worker in self._workers if worker.failure is not None]
         if self.gpu is not None and not failures and not hanging:
-            self.gpu.close()
+            failures += self._try({"gpu": self.gpu.close}, LAST_LOOK_WITHIN_S)
         for failure in failures:
             self.events.record("service", "error", detail=str(failure))
         self._record_cost()
         self.events.record("service", "stop")
-        try:
-            self.spool.close()
-        finally:
-            if self.backend is not None and not hanging:
-                self.backend.close()
+        failures += self._close_spool(is_stuck="writer" in hanging)
+        if self.backend is not None and not hanging:
+            failures += self._try({"driver": self.backend.close}, LAST_LOOK_WITHIN_S)
         if failures:
             raise failures[0]
+
+    def _close_spool(self, *, is_stuck: bool) -> list[Exception]:
+        """Close the spool, and return what it failed with; a disk that hangs is left to the next collector."""
+        told = [] if is_stuck else self._try({"spool": self.spool.close}, STOP_WITHIN_S)
+        if is_stuck or any(isinstance(failure, _HangsError) for failure in told):
+            return [
+                SpoolError(
+                    f"{self.spool.root}: the disk took nothing for {STOP_WITHIN_S:.0f} s; what was synced stays, and "
+                    "the next collector closes it; look at the disk",
+                    reason="disk_error",
+                )
+            ]
+        return told
+
+    def _finish(self, works: Mapping[str, Callable[[], None]], seconds: float) -> None:
+        """Do what may hang, all at once; raises the first failure. What hangs is an event, and left behind."""
+        failures = self._try(works, seconds)
+        for failure in failures:
+            self.events.record("service", "error", detail=str(failure))
+        for failure in failures:
+            if not isinstance(failure, _HangsError):
+                raise failure
+
+    def _try(self, works: Mapping[str, Callable[[], None]], seconds: float) -> list[Exception]:
+        """Do what may hang in a driver or a disk, all at once, and return what failed, or did not end in time."""
+        workers = [_Worker(name, work, threading.Event()) for name, work in works.items()]
+        for worker in workers:
+            worker.start()
+        deadline_s = time.monotonic() + seconds
+        for worker in workers:
+            worker.join(max(0.0, deadline_s - time.monotonic()))
+        hanging = [
+            _HangsError(f"{worker.name} did not end within {seconds:.0f} s") for worker in workers if worker.is_alive()
+        ]
+        return [*(worker.failure for worker in workers if worker.failure is not None), *hanging]
 
     def __enter__(self) -> Self:
         """Begin to collect."""
@@ -197,7 +257,7 @@ class Service:
         if error is None:
             self.stop()
             return
-        with suppress(JobwattError):
+        with suppress(Exception):
             self.stop()
 
     def _start_worker(self, name: str, work: Callable[[], None]) -> None:
@@ -222,7 +282,7 @@ class Service:
     def _node_tick(self) -> None:
         self.node.tick()
         if self.node.problem:
-            self.events.record("node", "error", detail=self.node.problem)
+            self.events.record("node", "error", detail=self.node.problem, reason="probe_failed")
 
     def _write(self) -> None:
         """Sync the spool at its pace, watch the clock, and once a minute note what all this costs."""

@@ -17,15 +17,16 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from ingest.collectors.segment import OPEN_SUFFIX, Segment, sync_folder
 from ingest.errors import SpoolBusyError, SpoolError
 
+SPOOL_JSON: Final = "spool.json"
 FORMAT: Final = {"format": "jobwatt-spool", "version": 1}
-OPEN_SUFFIX: Final = ".open"
 SYNC_S: Final = 2.5
 """How often the collector hands its rows to the disk; a ``kill -9`` loses no more than that and what a sync takes."""
 
@@ -139,7 +140,7 @@ class Lock:
 
 
 def prepare(root: Path) -> None:
-    """Make the folder a spool, if it is not one already.
+    """Make the folder a spool, if it is not one already; what a killed collector left half made does not hinder it.
 
     Raises
     ------
@@ -147,18 +148,35 @@ def prepare(root: Path) -> None:
         It is something else, or a spool of a version that this jobwatt does not know.
     """
     root.mkdir(parents=True, exist_ok=True)
-    path = root / "spool.json"
+    if not is_spool(root):
+        write_whole(root / SPOOL_JSON, json.dumps(FORMAT) + "\n")
+
+
+def is_spool(root: Path) -> bool:
+    """Return whether a folder is a spool; it is not yet where it has nothing but what spools have. Nothing is written.
+
+    Raises
+    ------
+    SpoolError
+        As `prepare`.
+    """
+    path = root / SPOOL_JSON
     try:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        if any(child.name not in (*HEADERS, "LOCK", "LOCK-follower") for child in root.iterdir()):
-            raise SpoolError(f"{root} holds other files and no spool.json; give an empty folder") from None
-        write_whole(path, json.dumps(FORMAT) + "\n")
-        return
+        if all(_is_of_a_spool(child.name) for child in root.iterdir()):
+            return False
+        raise SpoolError(f"{root} holds other files and no {SPOOL_JSON}; give an empty folder") from None
     except ValueError as error:
         raise SpoolError(f"{path} is not JSON ({error}); give another folder") from error
     if found != FORMAT:
         raise SpoolError(f"{path} says {found}; this jobwatt writes {FORMAT}; give another folder")
+    return True
+
+
+def _is_of_a_spool(name: str) -> bool:
+    """Return whether a spool may hold a name before its ``spool.json`` is seen: what is hidden or a lock is passing."""
+    return name in (*HEADERS, SPOOL_JSON) or name.startswith((".", "LOCK"))
 
 
 def recover(root: Path) -> list[Path]:
@@ -178,9 +196,9 @@ def recover(root: Path) -> list[Path]:
             file.truncate(len(kept))
             os.fsync(file.fileno())
         closed.append(path.rename(path.with_name(path.name.removesuffix(OPEN_SUFFIX))))
-        _sync_folder(path.parent)
-    for path in root.glob("*/.*.part"):
-        path.unlink()
+        sync_folder(path.parent)
+    for path in (*root.glob(".*.part"), *root.glob("*/.*.part")):
+        path.unlink(missing_ok=True)
     return closed
 
 
@@ -193,7 +211,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _write_and_rename(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.part")
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with staged.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -202,61 +220,7 @@ def _write_and_rename(path: Path, text: str) -> None:
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _Segment:
-    """One open file of whole lines."""
-
-    def __init__(self, path: Path, header: str, opened_s: float) -> None:
-        self.path = path
-        self.opened_s = opened_s
-        self.rows = 0
-        self.bytes = 0
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            self._write((header + "\n").encode())
-        except OSError:
-            os.close(self._file)
-            path.unlink()
-            raise
-        _sync_folder(path.parent)
-
-    def append(self, lines: Sequence[str]) -> None:
-        """Write lines and sync; where the disk is full, whole lines up to there stay."""
-        self._write("".join(lines).encode())
-        self.rows += len(lines)
-        os.fsync(self._file)
-
-    def _write(self, content: bytes) -> None:
-        done = 0
-        try:
-            while done < len(content):
-                done += os.write(self._file, content[done:])
-        except OSError:
-            whole = content.rfind(b"\n", 0, done) + 1
-            os.ftruncate(self._file, self.bytes + whole)
-            self.rows += content.count(b"\n", 0, whole)
-            self.bytes += whole
-            raise
-        self.bytes += len(content)
-
-    def close(self) -> None:
-        """Give the segment its final name, or remove it where it has no rows."""
-        os.close(self._file)
-        if self.rows == 0:
-            self.path.unlink()
-            return
-        self.path.rename(self.path.with_name(self.path.name.removesuffix(OPEN_SUFFIX)))
-        _sync_folder(self.path.parent)
+    sync_folder(path.parent)
 
 
 class Spool:
@@ -287,16 +251,26 @@ class Spool:
         self._segment_s, self._segment_bytes, self._most_pending = segment_s, segment_bytes, most_pending
         self._wall, self._monotonic = wall, monotonic
         self._pending: dict[str, deque[object]] = {kind: deque() for kind in HEADERS}
-        self._open: dict[str, _Segment] = {}
+        self._open: dict[str, Segment] = {}
         self._failed = False
         self._syncing = threading.Lock()
         try:
-            prepare(root)
+            root.mkdir(parents=True, exist_ok=True)
+            is_spool(root)  # else somebody's own folder would get a lock
             self._lock = Lock(root, wait_s=1.0)
-            self.recovered = recover(root)
+            self.recovered = self._begin()
         except OSError as error:
             raise _spool_error(root, error) from error
         self._start, self._seq = self._stamp(), 0
+
+    def _begin(self) -> list[Path]:
+        """Make the folder a spool and close what was left open; where that fails the lock is let go."""
+        try:
+            prepare(self.root)
+            return recover(self.root)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def append(self, kind: str, line: object) -> None:
         """Take one line, its end included; it reaches the disk with the next `sync`.
@@ -360,7 +334,7 @@ class Spool:
                 folder = self.root / kind
                 folder.mkdir(exist_ok=True)
                 path = folder / (self.next_name() + OPEN_SUFFIX)
-                segment = self._open[kind] = _Segment(path, HEADERS[kind], self._monotonic())
+                segment = self._open[kind] = Segment(path, HEADERS[kind], self._monotonic())
             segment.append(lines)
         except OSError:
             self.dropped[kind] += len(lines) - (0 if segment is None else segment.rows - rows)

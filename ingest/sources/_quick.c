@@ -1,8 +1,8 @@
 /* What is done for every sample, compiled: clean numeric CSV becomes typed columns, and times become small differences.
  *
- * The parser is strict on purpose: a line with another number of fields, a blank or quoted field, a sign or exponent where none is due,
- * a value outside its limits: the first of these ends the call, and the caller reads that piece of text with care.
- * Nothing is allocated but one locale, nothing outside the given buffers is touched.
+ * The parser is strict on purpose: a line with another number of fields, a blank or quoted field, a plus sign or an
+ * exponent, a value outside its limits: the first of these ends the call, and the caller reads that piece of text with
+ * care. Nothing is allocated but one locale, nothing outside the given buffers is touched.
  */
 #define _GNU_SOURCE /* strtod_l */
 #include <locale.h>

@@ -64,6 +64,16 @@ def test_a_missing_sample_costs_only_the_pairs_that_lack_it():
     assert got[0, 1:].tolist() == [2.0, 4.0]
 
 
+@pytest.mark.parametrize("n_samples", [7, 540])
+def test_a_window_has_the_same_covariance_to_the_last_bit_whatever_its_company(n_samples):
+    values = np.random.default_rng(3).normal(200, 80, (9, 7, n_samples)).astype(np.float32)
+    values[[2, 5], 3, 4] = NAN
+    together = covariance(values)
+    for window, found in zip(values, together, strict=True):
+        np.testing.assert_array_equal(covariance(window[None])[0], found)
+    np.testing.assert_array_equal(covariance(values[::-1])[::-1], together)
+
+
 def test_no_windows_and_empty_windows_keep_their_shape():
     assert covariance(np.empty((0, 7, 540), dtype=np.float32)).shape == (0, 28)
     assert np.isnan(covariance(np.empty((2, 3, 0)))).all()

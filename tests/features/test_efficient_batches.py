@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numba
 import numpy as np
 import pytest
 
 from features.efficient import compilation_told, efficient, efficient_names
 from features.efficient.arithmetic import pairwise_sum, quantile_of
-from features.kernel import drop_stale_code, kernel
+from features.kernel import kernel
 
 
 def values_of(series: list[float], *names: str) -> list[float]:
@@ -115,19 +112,6 @@ def test_a_compilation_is_told_of_once_and_only_where_there_is_one():
     with compilation_told(told.append):
         one(2)
     assert len(told) == 1
-
-
-def test_code_older_than_any_source_is_compiled_anew(tmp_path: Path):
-    source, index = tmp_path / "called.py", tmp_path / "__pycache__" / "caller.nbi"
-    index.parent.mkdir()
-    for path, time_s in ((source, 1000), (index, 2000)):
-        path.touch()
-        os.utime(path, (time_s, time_s))
-    drop_stale_code(tmp_path)
-    assert index.exists()
-    os.utime(source, (3000, 3000))
-    drop_stale_code(tmp_path)
-    assert not index.exists()
 
 
 def test_a_kernel_without_a_place_to_be_kept_is_compiled_all_the_same():

@@ -6,20 +6,31 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import polars as pl
 import pytest
 
+from features import extraction
 from features.extract import extract
+from features.extraction import read_span
+from features.live import live_features
+from features.planning import plan
 from features.statistical import statistic_names, statistics
 from features.windows import CHALLENGE_CHANNELS, cut_windows
 from ingest.errors import LakeBusyError, LakeError
 from ingest.lake import Lake
 from ingest.lake_lock import locked
+from ingest.part_writer import PartWriter
+from ingest.parts import PartReader
 from ingest.runner import PoolRunner, SerialRunner
+from ingest.schemas import GPU_SAMPLES, TIME
 from tests.features.lakes import RATE, gpu_name, job_file, make_lake, run_extract, variant
+from tests.lakes import damage_first_page
 from tests.small_sources import (
     CPU_HEADER,
     LOG_HEADER,
@@ -33,6 +44,7 @@ from tests.small_sources import (
     take,
     write,
 )
+from tests.spool_files import gpu_cells, make_spool, write_segment
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +68,7 @@ def test_the_features_are_those_of_the_windows_of_each_series(lake):
     rows = Lake(lake).scan_features(variant().name).sort("job_id").collect()
     windows = cut_windows(Lake(lake).scan("gpu_samples").collect(), variant().window)
     names = statistic_names(CHALLENGE_CHANNELS)
-    assert rows.columns[10:-1] == names
+    assert rows.columns[11:-1] == names
     found, expected = rows.select(names).to_numpy(), statistics(windows.values)
     np.testing.assert_array_equal(found, expected.astype(found.dtype))
     fixed = rows.select("node", "gpu_index", "window_s", "place", "set", "set_version", "reason").unique().rows()
@@ -75,6 +87,61 @@ def test_every_place_gives_the_windows_that_cutting_whole_series_gives(place, la
     np.testing.assert_allclose(rows["power_w__mean"].to_numpy(), powers.mean(axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("read_rows", [4, 262_144])
+def test_an_even_grid_is_that_of_whole_series_whatever_is_read_at_once(tmp_path, monkeypatch, read_rows):
+    """Irregular readings, some a longer gap apart; each chunk is read with what lies beside it."""
+    monkeypatch.setattr(extraction, "READ_ROWS", read_rows)
+    step_s = np.random.default_rng(5).choice([0.3, 0.5, 0.7, 0.9], 120)
+    step_s[[10, 30, 90, 105]] = 1.3
+    rows = [gpu_row(second, 100 + i) for i, second in enumerate(np.cumsum(step_s).round(1))]
+    write(tmp_path / "source", gpu_name(101), gpu_file(*rows))
+    take(tmp_path / "source", tmp_path / "lake", cluster="one")
+    for place in ("middle", "slide"):
+        spec = variant(place=place, seconds=3.0, max_gap_s=1.0, even=True)
+        report = run_extract(tmp_path / "lake", spec)
+        found = Lake(tmp_path / "lake").scan_features(spec.name).sort("window_start").collect()
+        windows = cut_windows(Lake(tmp_path / "lake").scan("gpu_samples").collect(), spec.window)
+        assert (report.windows, report.windows_refused) == (windows.table.height, windows.refused.height)
+        assert found["window_start"].to_list() == windows.table["start"].to_list()
+        values, expected = found.select(statistic_names(CHALLENGE_CHANNELS)).to_numpy(), statistics(windows.values)
+        np.testing.assert_array_equal(values, expected.astype(values.dtype))
+    assert windows.table.height > 5
+    assert set(windows.refused["reason"]) == {"gap"}
+
+
+@pytest.mark.parametrize(("step_s", "rate"), [(0.5, 2.0), (0.02, 50.0)])
+def test_a_window_says_how_fast_its_samples_were_read(tmp_path, step_s, rate):
+    write(tmp_path / "source", gpu_name(101), gpu_file(*[gpu_row(i * step_s) for i in range(round(9 / step_s))]))
+    take(tmp_path / "source", tmp_path / "lake", cluster="one")
+    run_extract(tmp_path / "lake")
+    rows = Lake(tmp_path / "lake").scan_features(variant().name).collect()
+    assert rows["samples_per_s"].to_list() == pytest.approx([rate])
+    newest = live_features(tmp_path / "lake", variant(), now_s=START_S + 9.0).rows
+    assert newest["samples_per_s"].to_list() == pytest.approx([rate])
+
+
+def test_the_rate_of_one_sample_is_not_known(lake):
+    run_extract(lake, variant(seconds=0.5))
+    assert Lake(lake).scan_features(variant(seconds=0.5).name).collect()["samples_per_s"].to_list() == [None] * 3
+
+
+def test_a_window_needs_only_the_row_groups_around_it(tmp_path):
+    """The first row group is damaged, which is seen where it is read."""
+    times = [datetime(2021, 1, 1, tzinfo=UTC) + timedelta(seconds=i) for i in range(60)]
+    rows = pl.DataFrame({"job_id": [1] * 60, "node": "n", "gpu_index": 0, "power_w": range(60), "time": times})
+    with PartWriter(tmp_path / "x.parquet", GPU_SAMPLES, stretches=True) as writer:
+        writer.write(GPU_SAMPLES.conform(rows), range(0, 60, 20))
+    damage_first_page(tmp_path / "x.parquet", list(GPU_SAMPLES.columns).index("time"))
+    piece = {"part": str(tmp_path / "x.parquet"), "row_start": 0, "rows": 60}
+    pieces = pl.DataFrame([{**piece, "first_time": times[0], "last_time": times[-1]}])
+    pieces = pieces.cast({"first_time": TIME, "last_time": TIME})
+    begin_us = round(times[0].timestamp()) * 10**6
+    found = read_span(PartReader(), pieces, begin_us + 38 * 10**6, begin_us + 42 * 10**6, ["power_w"])
+    assert found["power_w"].to_list() == [38.0, 39.0, 40.0, 41.0]
+    with pytest.raises(LakeError):
+        read_span(PartReader(), pieces, begin_us, begin_us + 42 * 10**6, ["power_w"])
+
+
 def test_two_workers_make_what_one_makes(lake):
     run_extract(lake)
     expected = Lake(lake).scan_features(variant().name).collect()
@@ -82,6 +149,16 @@ def test_two_workers_make_what_one_makes(lake):
     with PoolRunner(2) as runner:
         run_extract(other, runner=runner)
     assert Lake(other).scan_features(variant().name).collect().sort("job_id").equals(expected.sort("job_id"))
+
+
+def test_a_wide_set_has_fewer_tasks_so_that_its_columns_are_worth_a_part(tmp_path):
+    lake = make_lake(tmp_path, jobs=12)
+    tasks = {}
+    for name in ("statistical", "intervals"):
+        what = variant(name, place="slide", seconds=3.0, stride_s=0.5)
+        tasks[name] = plan(lake, tmp_path / name, what, "one", workers=2)
+        assert sum(task.windows for task in tasks[name]) == 12 * 15
+    assert len(tasks["intervals"]) == 2 < len(tasks["statistical"])
 
 
 def test_a_series_in_several_parts_is_one_series(tmp_path):
@@ -111,6 +188,24 @@ def test_windows_in_a_gap_are_counted_with_the_reason_and_the_others_are_there(t
     assert (report.windows, report.windows_refused, report.series_short) == (3, 1, 0)
     series = Lake(tmp_path / "lake").scan("feature_series").collect()
     assert series.select("windows", "windows_refused", "reason").rows() == [(3, 1, "too_few_samples")]
+
+
+@pytest.mark.parametrize(
+    ("place", "windows", "refused"),
+    [("middle", 0, 1), ("slide", 4, 8)],
+)
+def test_a_gap_longer_than_a_window_between_two_segments_is_no_damage(tmp_path, monkeypatch, place, windows, refused):
+    monkeypatch.setattr(extraction, "READ_ROWS", 4)
+    spool = make_spool(tmp_path / "spool")
+    for number, begin_s in enumerate((0, 40)):
+        write_segment(spool, "gpu", number + 1, [gpu_cells(begin_s + i / RATE, 7) for i in range(19)])
+        take(spool, tmp_path / "lake")
+    write_segment(spool, "gpu", 3, [gpu_cells(i / RATE, 8) for i in range(19)])
+    take(spool, tmp_path / "lake")
+    report = run_extract(tmp_path / "lake", variant(place=place))
+    rows = Lake(tmp_path / "lake").scan("feature_series").sort("job_id").collect()
+    assert rows.select("windows", "windows_refused", "reason").row(0) == (windows, refused, "too_few_samples")
+    assert (report.jobs, rows["windows"].to_list()[1]) == (2, 1 if place == "middle" else 2)
 
 
 def test_a_channel_without_readings_has_null_features_and_a_reason_in_every_set(tmp_path):
@@ -255,11 +350,11 @@ from ingest.runner import SerialRunner
 planning.LEAST_WINDOWS = 1
 real, calls = module.commit_features, []
 
-def commit(*arguments):
+def commit(*arguments, **options):
     calls.append(arguments)
     if len(calls) == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
+    return real(*arguments, **options)
 
 module.commit_features = commit
 module.extract(Path(sys.argv[1]), variant(), runner=SerialRunner(), commit_every_s=0.0)
@@ -323,6 +418,35 @@ def test_a_part_that_is_taken_away_before_it_is_read_is_found_again(lake):
 
 def test_two_extractions_at_once_are_one_too_many(lake):
     with locked(lake / "_extraction" / "LOCK", lake), pytest.raises(LakeBusyError, match=re.escape(str(lake))):
+        extract(lake, variant(), runner=SerialRunner())
+
+
+class Ingesting(SerialRunner):
+    """An ingest holds the lake from before the first task until some seconds after the last."""
+
+    def __init__(self, lake, after_s):
+        self.lake, self.after_s, self.held = lake, after_s, ExitStack()
+        self.held.enter_context(locked(lake / "_manifest" / "LOCK", lake))
+
+    def map(self, task, specs):
+        yield from (task(spec) for spec in specs)
+        Timer(self.after_s, self.held.close).start()
+
+
+@pytest.mark.parametrize(("after_s", "times_said"), [(0.0, 0), (1.5, 1)])
+def test_an_ingest_that_holds_the_lake_puts_commits_off_and_ends_nothing(lake, monkeypatch, after_s, times_said):
+    monkeypatch.setattr("ingest.feature_commit.BUSY_S", 0.1)
+    monkeypatch.setattr("features.planning.LEAST_WINDOWS", 1)
+    said = []
+    report = run_extract(lake, runner=Ingesting(lake, after_s), say=said.append)
+    assert (report.rows, report.series_changed, jobs_of(lake)) == (3, 0, [101, 102, 103])
+    assert len(said) == times_said
+    assert all("is being written by process" in line for line in said)
+
+
+def test_an_ingest_without_end_is_an_error_after_a_while(lake, monkeypatch):
+    monkeypatch.setattr("features.extract.LAST_BUSY_S", 0.1)
+    with locked(lake / "_manifest" / "LOCK", lake), pytest.raises(LakeBusyError, match="is being written by"):
         extract(lake, variant(), runner=SerialRunner())
 
 

@@ -55,6 +55,11 @@ def test_too_few_samples_are_told_of_not_filled_up(lake):
     assert found.short.rows() == [("one", 109, "n1", 0, 2, "too_few_samples")]
 
 
+def test_an_even_grid_is_refused_since_no_reading_comes_after_the_newest(lake):
+    with pytest.raises(ValueError, match="has an even grid, which needs a reading after the window"):
+        live_features(lake, variant(max_gap_s=1.0, even=True), now_s=NOW_S)
+
+
 def test_no_job_at_all_is_an_empty_table_with_all_columns(lake):
     found = live_features(lake, variant("job"), now_s=NOW_S + 1e6)
     assert found.rows.height == found.short.height == 0

@@ -16,7 +16,7 @@ from ingest.batches import order
 from ingest.head import read_head
 from ingest.keys import HashRuns, TakenKeys
 from ingest.lake import Lake
-from ingest.parts import write_part
+from ingest.part_writer import write_part
 from ingest.pipeline import ingest
 from ingest.runner import SerialRunner
 from ingest.schemas import TIME

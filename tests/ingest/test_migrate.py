@@ -12,8 +12,9 @@ from ingest.errors import LakeError
 from ingest.head import NOW, read_head
 from ingest.lake import Lake
 from ingest.migrate import migrate_lake
+from tests.features.lakes import gpu_name, job_file, make_lake, run_extract, variant
 from tests.lakes import Tables, assert_same_tables, read_foreign, read_tables
-from tests.older_lakes import GROWN, make_older
+from tests.older_lakes import GROWN, forget_rates, make_older
 from tests.small_sources import LOG_HEADER, NODE_HEADER, START_S, gpu_file, gpu_row, lines, log_row, take, write
 
 
@@ -59,6 +60,24 @@ def test_migrated_it_holds_what_it_held_and_nulls(older):
         found = Lake(lake).scan(table).select(columns).collect()
         assert found.height == 1
         assert all(found[name].null_count() == 1 for name in columns)
+
+
+def test_features_of_an_older_lake_stay_and_still_go_with_their_samples(tmp_path):
+    lake = make_lake(tmp_path)
+    run_extract(lake, variant("covariance"))
+    run_extract(lake)
+    before = Lake(lake).scan_features(variant().name).drop("samples_per_s").collect()
+    forget_rates(lake)
+    migrated = migrate_lake(lake)
+    assert (migrated.schema_version_before, migrated.files_written) == (2, 4)
+    assert Lake(lake).check().problems == ()
+    rows = Lake(lake).scan_features(variant().name).collect()
+    assert rows["samples_per_s"].null_count() == 3
+    assert rows.drop("samples_per_s").equals(before)
+    assert run_extract(lake).is_repeated
+    write(tmp_path / "source", gpu_name(102), job_file(watts=500.0, seconds=11.0))
+    taken = take(tmp_path / "source", lake, cluster="one")
+    assert taken.lake.scan("features").collect()["job_id"].sort().to_list() == [101, 101, 103, 103]
 
 
 def test_migrating_again_changes_nothing(older, capsys):

@@ -6,14 +6,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 
 from ingest.errors import LakeError
 from ingest.head import read_head
-from ingest.parts import PartReader, PartWriter, read_part, write_frame, write_part
+from ingest.part_writer import PartWriter, write_part
+from ingest.parts import PartReader, read_part, write_frame
 from ingest.schemas import GPU_SAMPLES, LABELS
-from tests.lakes import assert_same_tables, read_tables
+from tests.lakes import assert_same_tables, damage_first_page, read_tables
 from tests.small_sources import gpu_file, gpu_row, lines, take, write
 
 
@@ -90,6 +90,24 @@ def test_a_stretch_is_read_alike_whatever_row_groups_it_lies_in(tmp_path, monkey
             assert pl.concat(frames).equals(frame[start:stop])
 
 
+def test_row_groups_of_other_times_are_not_read(tmp_path):
+    """What is not read may be damaged, which is seen by that."""
+    times = [datetime(2021, 1, 1, tzinfo=UTC) + timedelta(seconds=i) for i in range(60)]
+    rows = pl.DataFrame({"job_id": [1] * 60, "node": "n", "gpu_index": 0, "power_w": range(60), "time": times})
+    frame, path = GPU_SAMPLES.conform(rows), tmp_path / "x.parquet"
+    with PartWriter(path, GPU_SAMPLES, stretches=True) as writer:
+        writer.write(frame, range(0, 60, 20))
+    begin_us = frame["time"].to_physical()[0]
+    for first_s, end_s, expected in [(20, 40, (20, 40)), (19, 20, (0, 20)), (39, 41, (20, 60)), (60, 90, (0, 0))]:
+        around_us = begin_us + first_s * 10**6, begin_us + end_s * 10**6
+        found = list(PartReader().frames(path, 0, 60, around_us=around_us))
+        assert pl.concat([frame.clear(), *found]).equals(frame[slice(*expected)])
+    damage_first_page(path)
+    assert list(PartReader().frames(path, 0, 60, around_us=(begin_us + 40 * 10**6, begin_us + 41 * 10**6)))
+    with pytest.raises(LakeError):
+        list(PartReader().frames(path, 0, 60))
+
+
 @pytest.mark.parametrize("table", ["labels", "gpu_samples", "gpu_minutes", "quality", "jobs"])
 @pytest.mark.parametrize("damage", ["tail", "page"])
 def test_an_ingest_that_needs_a_damaged_part_says_so_and_leaves_the_lake_as_it_was(tmp_path, table, damage):
@@ -103,9 +121,7 @@ def test_an_ingest_that_needs_a_damaged_part_says_so_and_leaves_the_lake_as_it_w
     if damage == "tail":
         path.write_bytes(content[:-60] + b"x" * 60)
     else:
-        chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
-        at = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 1
-        path.write_bytes(content[:at] + bytes([content[at] ^ 8]) + content[at + 1 :])
+        damage_first_page(path)
     write(tmp_path, "in/gpu/0001/102-n1.csv", gpu_file(*[gpu_row(i, 100 + i) for i in range(60)]))
     with pytest.raises(LakeError, match=rf"^{path} cannot be read \("):
         take(tmp_path / "in", tmp_path / "lake")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ingest.follow import Follower, FollowPlan
 from ingest.lake import Lake
 from ingest.pipeline import ingest
 from ingest.runner import SerialRunner
+from tests.benchmarks.measure import JOBWATT, run_process
 from tests.lakes import in_order
 from tests.spool_files import START_S, gpu_cells, make_spool, write_named, write_segment
 
@@ -141,6 +143,57 @@ def test_a_collector_that_is_started_again_is_one_after_the_other(spool, tmp_pat
     write_named(spool, "gpu/n1-20261124T234330.000000Z-000001.csv", [gpu_cells(s, 7) for s in range(21, 40)])
     report = ingest(str(spool), tmp_path / "lake", runner=SerialRunner())
     assert "two_collectors" not in report.reasons
+
+
+def test_a_gap_inside_a_segment_is_filled_by_what_was_scraped(spool):
+    one = follower(spool)
+    write_segment(spool, "gpu", 1, [gpu_cells(s, 7) for s in (*range(20), *range(100, 120))])
+    scraped(spool, 120)
+    one.round()
+    assert [s for _, s in read(spool.parent / "lake") if 19 < s < 100] == [30.03, 45.03, 60.03, 75.03, 90.03]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_snapshot_is_cut_a_few_rows_at_a_time_as_it_is_at_once(spool, tmp_path, monkeypatch, rows):
+    lakes = []
+    for number in range(2):
+        if number:
+            monkeypatch.setattr("ingest.precedence.CUT_ROWS", rows)
+            monkeypatch.setattr("ingest.parts.FRAME_ROWS", 2)
+        folder = make_spool(tmp_path / f"spool-{number}")
+        scraped(folder, 240)
+        one = follower(folder, f"lake-{number}")
+        assert one.round().problem == ""
+        for segment, begin in enumerate((20, 65, 100)):
+            collected(folder, segment + 1, begin, begin + 20)
+        assert one.round().problem == ""
+        read(tmp_path / f"lake-{number}")
+        lakes.append(Lake(tmp_path / f"lake-{number}"))
+    for table in ("gpu_samples", "gpu_minutes", "job_stats"):
+        whole, few = (in_order(lake.scan(table).collect()) for lake in lakes)
+        assert whole.height > 0
+        assert_frame_equal(few, whole)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_snapshots_that_give_way(tmp_path):
+    """All are in one part of the lake."""
+    rss_mib = []
+    for hours in (1, 48):
+        spool, lake = make_spool(tmp_path / f"spool-{hours}"), tmp_path / f"lake-{hours}"
+        for hour in range(hours):
+            seconds = range(3600 * hour, 3600 * (hour + 1))
+            rows = (gpu_cells(s + 0.03, 7, gpu) for gpu in range(4) for s in seconds)
+            write_named(spool, f"gpu/prometheus-a-dcgm-202611{1 + hour // 24:02d}T{hour % 24:02d}Z.csv", rows)
+        options = ["--lake", str(lake), "--workers", "1", "--format", "json"]
+        command = [str(JOBWATT), "lake", "ingest", str(spool), *options]
+        assert json.loads(run_process(command).output)["rows_out"] == 4 * 3600 * hours
+        for hour in range(hours):
+            collected(spool, 1 + hour, 3600 * hour, 3600 * hour + 10)
+        run = run_process(command, watch_memory=True)
+        assert json.loads(run.output)["reasons"]["collector_has_them"] == 9 * hours
+        rss_mib.append(run.rss_mib)
+    assert rss_mib[1] < rss_mib[0] + 80, rss_mib
 
 
 def test_two_servers_that_scrape_one_gpu_both_give_way(spool, tmp_path):

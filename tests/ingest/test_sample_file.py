@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import compiled, parquet_format
-from ingest.parts import PartWriter, arrow_schema, read_part
+from ingest import compiled, parquet_format, part_writer
+from ingest.part_writer import PartWriter, arrow_schema
+from ingest.parts import read_part
 from ingest.sample_file import SampleFile
 from ingest.schemas import GPU_SAMPLES
+from ingest.staging import Staging
 
 START = datetime(2021, 3, 1, tzinfo=UTC)
 TYPES = {name: dtype for name, dtype in GPU_SAMPLES.columns.items() if name not in GPU_SAMPLES.never_null}
@@ -162,10 +164,68 @@ def test_without_compiled_functions_the_values_are_the_same(tmp_path, monkeypatc
     frame = frame.with_columns(node=pl.lit("n"), gpu_index=pl.lit(0), gpu_util_pct=pl.Series(rng.integers(0, 99, 500)))
     times = [START + timedelta(microseconds=int(us)) for us in np.cumsum(rng.integers(90_000, 110_000, 500))]
     frame = GPU_SAMPLES.conform(frame.with_columns(time=pl.Series(times)))
-    monkeypatch.setattr(compiled, "_function", lambda *_: None)
+    monkeypatch.setattr(compiled, "compiled", lambda: None)
+    monkeypatch.setattr(compiled, "is_available", lambda: False)
+    monkeypatch.setattr(part_writer, "is_available", lambda: False)
+    monkeypatch.setattr(SampleFile, "__init__", None)
     path = written(tmp_path / "x.parquet", frame)
     for reader in READERS.values():
         assert GPU_SAMPLES.conform(reader(path)).equals(frame)
+
+
+def few(rows: int = 3, **columns: object) -> pl.DataFrame:
+    values = {"node": ["n"] * rows, "gpu_index": [0] * rows, "time": [START] * rows, **columns}
+    return GPU_SAMPLES.conform(pl.DataFrame(values))
+
+
+@pytest.mark.parametrize(
+    "columns", [{"node": ["a", None, "b"]}, {"gpu_index": [0, None, 1]}, {"time": [START, START, None]}]
+)
+def test_a_null_where_none_may_be_is_refused_and_leaves_no_file(tmp_path, columns):
+    with (
+        pytest.raises(ValueError, match=r"^\w+ is null in 1 of 3 rows"),
+        PartWriter(tmp_path / "x", GPU_SAMPLES) as writer,
+    ):
+        writer.write(few(**columns))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_cannot_be_finished_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(SampleFile, "close", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"), PartWriter(tmp_path / "x", GPU_SAMPLES) as writer:
+        writer.write(few())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_very_long_text_is_kept_but_not_repeated_in_the_footer(tmp_path):
+    frame = few(node=["n" * 5000] * 3)
+    with PartWriter(tmp_path / "x", GPU_SAMPLES) as writer:
+        writer.write(frame)
+    metadata = pq.ParquetFile(tmp_path / "x").metadata
+    column = metadata.row_group(0).column(metadata.schema.names.index("node"))
+    assert column.statistics is None or not column.statistics.has_min_max
+    assert read_part(tmp_path / "x").equals(frame)
+
+
+@pytest.mark.slow
+def test_more_row_groups_than_sixteen_bits_count_are_all_read(tmp_path):
+    frame = few(33_000, job_id=range(33_000))
+    with PartWriter(tmp_path / "x.parquet", GPU_SAMPLES, stretches=True) as writer:
+        writer.write(frame, range(33_000))
+    assert pq.ParquetFile(tmp_path / "x.parquet").metadata.num_row_groups == 33_000
+    assert pl.read_parquet(tmp_path / "x.parquet").equals(frame)
+    assert GPU_SAMPLES.conform(by_duckdb(tmp_path / "x.parquet")).equals(frame)
+
+
+def test_short_stretches_after_a_long_one_are_not_a_row_group_each(tmp_path):
+    staging = Staging(str(tmp_path), "task")
+    long = few(9_000, job_id=[1] * 9_000, file=[0] * 9_000)
+    short = few(400, job_id=range(2, 402), file=[0] * 400)
+    for frame in (long, short):
+        staging.store("gpu_samples", frame.with_columns(file=pl.lit(0)), ["one.csv"])
+    written, _ = staging.finish()
+    groups = [pq.ParquetFile(part.path).metadata.num_row_groups for part in written if part.table == "gpu_samples"]
+    assert groups == [1, 1]
 
 
 @given(n=st.integers(-(2**63), 2**63 - 1))

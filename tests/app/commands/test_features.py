@@ -62,6 +62,7 @@ def test_an_unknown_set_is_refused_with_the_names_of_those_there_are(lake, capsy
     [
         (["--set", "intervals", "--seconds", "0.2"], "has 2; the set 'intervals' needs 4 or more"),
         (["--set", "job", "--stride", "5"], "only sliding windows have one"),
+        (["--set", "job", "--even"], "--even needs --max-gap"),
         (["--set", "job", "--out", "/nowhere/at/all.parquet"], "its folder does not exist"),
         (["--set", "job", "--slurm", "--scheduler", "tcp://127.0.0.1:1"], "exclude each other"),
     ],

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest import quality
-from ingest.collectors.energy import MAX_GAP_S, energy_twice, read_energy_twice
-from tests.spools import open_spool
+from ingest.collectors.energy import MAX_GAP_S, energy_twice
 
 
 def test_a_steady_load_has_the_same_energy_twice():
@@ -69,27 +68,3 @@ def test_the_energies_of_two_halves_add_up(steps, cut):
     assert first.counter_j + second.counter_j == pytest.approx(whole.counter_j)
     assert first.integral_j + second.integral_j == pytest.approx(whole.integral_j)
     assert first.covered_s + second.covered_s == pytest.approx(whole.covered_s)
-
-
-def test_a_spools_samples_are_told_by_gpu_of_one_job(tmp_path):
-    spool = open_spool(tmp_path)
-    for number in range(3):
-        for index, job in ((0, "7"), (1, "7"), (2, "8"), (3, "")):
-            cells = [
-                f"{number}.0",
-                "n1",
-                job,
-                str(index),
-                *[""] * 6,
-                str(100 * (index + 1)),
-                "",
-                "",
-                str(number * 100_000),
-            ]
-            spool.append("gpu", ",".join([*cells, "", "", "", ""]) + "\n")
-    spool.close()
-    found = read_energy_twice(tmp_path, 7)
-    assert [(energy.gpu_index, energy.counter_j, energy.integral_j) for energy in found] == [
-        (0, 200, 200),
-        (1, 200, 400),
-    ]

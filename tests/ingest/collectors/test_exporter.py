@@ -62,7 +62,17 @@ def test_what_a_gpu_does_not_tell_has_no_sample(service):
 
 def test_a_lost_gpu_has_no_samples(service):
     service.gpu.latest.pop(1)
-    assert {dict(labels).get("gpu") for _, labels in scrape(service)} == {None, "0"}
+    known = {name for name, labels in scrape(service) if dict(labels).get("gpu") == "1"}
+    assert known == {"jobwatt_gpu_up", "jobwatt_gpu_lost_total"}
+
+
+def test_a_gpu_that_is_lost_is_down_and_counted_and_so_are_the_clock_s_steps(service):
+    service.gpu._lose(1, "GPU 1: GPU is lost")
+    service.events.record("clock", "clock_step", seconds=30.0)
+    samples = scrape(service)
+    assert [of_gpu(samples, "jobwatt_gpu_up", index) for index in (0, 1)] == [1, 0]
+    assert [of_gpu(samples, "jobwatt_gpu_lost_total", index) for index in (0, 1)] == [0, 1]
+    assert samples["jobwatt_clock_steps_total", (("node", "n1"),)] == 1
 
 
 def test_jobs_come_through_one_info_metric_and_no_other_label(service):
@@ -76,9 +86,10 @@ def test_jobs_come_through_one_info_metric_and_no_other_label(service):
 def test_names_have_the_prefix_and_a_base_unit_and_counters_end_in_total(service):
     units = (
         "watts|joules_total|ratio|bytes|celsius|hertz|seconds|seconds_total|ticks_total|rows_total|info|load|reasons"
+        "|up|lost_total|steps_total"
     )
     for name, _ in scrape(service):
-        assert re.fullmatch(rf"jobwatt_(gpu|node|collector|job)(_[a-z]+)*_({units})", name), name
+        assert re.fullmatch(rf"jobwatt_(gpu|node|collector|job|clock)(_[a-z]+)*_({units})", name), name
 
 
 def test_the_collector_tells_its_own_cost_and_losses(service):

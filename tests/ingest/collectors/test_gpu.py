@@ -27,7 +27,8 @@ class Rig:
     def __init__(self, root, backend, clocks, energy_s=10.0):
         self.root, self.clocks, self.jobs = root, clocks, JobTable()
         self.spool = open_spool(root, clocks)
-        self.events = Events(self.spool, wall=clocks.wall)
+        self.said: list[str] = []
+        self.events = Events(self.spool, wall=clocks.wall, monotonic=clocks.monotonic, say=self.said.append)
         self.collector = GpuCollector(
             backend, self.spool, self.events, self.jobs, monotonic=clocks.monotonic, energy_s=energy_s
         )
@@ -125,7 +126,7 @@ def test_a_gpu_that_disappears_has_no_rows_and_the_others_go_on(replayed):
     assert max(times) == pytest.approx(19.9)
     lost, back = replayed.rows("events")
     assert (lost["event"], back["event"]) == ("sensor_lost", "sensor_back")
-    assert lost["detail"].startswith("GPU 1")
+    assert lost["detail"].startswith("gpu_lost: GPU 1")
     assert lost["time"] == "1800000004.000000"
 
 
@@ -141,10 +142,27 @@ def test_nvml_losing_a_gpu_is_one_event_until_it_is_back(live, driver):
     driver.codes.clear()
     live.run(15.0)
     events = [(row["event"], row["detail"]) for row in live.rows("events")]
-    assert events == [("sensor_lost", "GPU 1: GPU is lost"), ("sensor_back", "GPU 1")]
+    assert events == [
+        ("sensor_lost", "gpu_lost: GPU 1: GPU is lost"),
+        ("sensor_back", "gpu_back: GPU 1 is back"),
+    ]
     counts = [sum(row["gpu_index"] == index for row in live.rows("gpu")) for index in "01"]
     assert counts[0] == 310
     assert 10 + 95 <= counts[1] <= 10 + 155  # it is looked for every ten seconds
+
+
+def test_a_lost_gpu_one_that_is_back_and_a_refused_permission_are_each_said_in_one_line(live, driver):
+    driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "MemoryInfo")
+    live.run(1.0)
+    driver.refuse(1, nv.NVML_ERROR_GPU_IS_LOST)
+    live.run(15.0)
+    driver.codes.clear()
+    live.run(15.0)
+    assert live.said == [
+        "GPU 0, memory: Insufficient Permissions [no_permission]",
+        "GPU 1: GPU is lost [gpu_lost]",
+        "GPU 1 is back [gpu_back]",
+    ]
 
 
 def test_a_sensor_that_falls_silent_and_speaks_again_is_reported_and_missing_between(live, driver):
@@ -170,7 +188,10 @@ def test_a_refused_permission_is_recorded_once(live, driver):
     driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "MemoryInfo")
     live.run(2.0)
     (event,) = live.rows("events")
-    assert (event["event"], event["detail"]) == ("error", "GPU 0, memory: Insufficient Permissions")
+    assert (event["event"], event["detail"]) == (
+        "error",
+        "no_permission: GPU 0, memory: Insufficient Permissions",
+    )
     assert {row["memory_used_MiB"] for row in live.rows("gpu") if row["gpu_index"] == "0"} == {""}
 
 
@@ -188,6 +209,32 @@ def test_a_gpu_carries_the_job_whose_processes_use_it(live, driver, tmp_path):
     driver.gpus[0]["ComputeRunningProcesses_v3"] = (100, 102)
     live.inventory.tick()
     assert live.jobs.jobs_of(0) == {7, 8}
+
+
+def test_a_refusal_to_name_the_processes_leaves_the_gpu_its_job(live, driver):
+    write_process(live.root / "proc", Told(100, cgroup="0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0"))
+    driver.gpus[0]["ComputeRunningProcesses_v3"] = (100,)
+    for code in (0, nv.NVML_ERROR_UNKNOWN, 0):
+        driver.codes = {(0, "ComputeRunningProcesses_v3"): code}
+        live.inventory.tick()
+        assert live.jobs.job_of(0) == 7
+    driver.gpus[0]["ComputeRunningProcesses_v3"] = ()
+    live.inventory.tick()
+    assert live.jobs.job_of(0) is None
+
+
+@pytest.mark.parametrize("code", [nv.NVML_ERROR_UNKNOWN, nv.NVML_ERROR_UNINITIALIZED, nv.NVML_ERROR_INVALID_ARGUMENT])
+def test_a_gpu_that_refuses_everything_has_no_rows_and_a_handful_of_events(live, driver, code):
+    live.run(1.0)
+    driver.refuse(0, code)
+    live.run(60.0)
+    assert set(live.collector.latest) == {1}
+    assert sum(row["gpu_index"] == "0" for row in live.rows("gpu")) == 10
+    assert len(live.rows("events")) < 20
+    driver.codes.clear()
+    live.run(20.0)
+    last = live.rows("gpu")[-2]
+    assert (last["gpu_index"], last["temperature_memory"], last["pcie_link_width_current"]) == ("0", "48", "16")
 
 
 def test_an_assigned_job_goes_before_what_is_found(live, driver):
@@ -255,6 +302,35 @@ def test_a_closed_gpu_has_one_more_row_of_its_job_with_the_counter_and_then_no_j
     times = [(time, job) for time, job, _ in counted(live)]
     assert times == [("0.0", "7"), ("1.0", "7"), ("1.0", "")]
     assert of_job[-1] == "1800000001.050000"
+
+
+def test_the_energy_of_an_assigned_job_needs_no_segment_and_no_wall_clock(live, driver):
+    """A follower takes the segments away while the job runs, and somebody sets the clock."""
+    live.jobs.found[1] = frozenset({7})
+    live.jobs.assigned[0] = 7
+    for tick in range(400):
+        driver.gpus[0]["TotalEnergyConsumption"] = int(61234.5 * tick)
+        live.run(0.1)
+        if tick == 200:
+            live.clocks.offset_s += 3600.0
+        if tick % 100 == 0:
+            live.spool.sync()
+    for path in live.root.glob("gpu/*.csv"):
+        path.unlink()
+    driver.gpus[0]["TotalEnergyConsumption"] = int(61234.5 * 400)
+    live.collector.close([0])
+    (energy,) = live.collector.energy_of(7)
+    assert (energy.gpu_index, energy.covered_s) == (0, pytest.approx(40.0))
+    assert (energy.counter_j, energy.integral_j) == (pytest.approx(24493.8), pytest.approx(24493.8))
+
+
+def test_energy_goes_to_the_job_that_a_gpu_was_assigned_to(live, driver):
+    for job in (7, 8):
+        live.jobs.assigned[0] = job
+        live.run(2.0)
+        live.collector.close([0])
+    told = [energy.covered_s for job in (7, 8, 9) for energy in live.collector.energy_of(job)]
+    assert told == [pytest.approx(2.0), pytest.approx(2.0)]
 
 
 def test_a_gpu_that_was_lost_or_never_read_has_no_closing_row(live, driver):

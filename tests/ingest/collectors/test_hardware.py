@@ -102,7 +102,16 @@ def test_at_one_reading_a_second_a_value_of_one_second_is_asked_every_time(drive
     assert driver.asked.count((0, "EnforcedPowerLimit")) == 10
 
 
-@pytest.mark.parametrize("code", [nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED])
+@pytest.mark.parametrize(
+    "code",
+    [
+        nv.NVML_ERROR_GPU_IS_LOST,
+        nv.NVML_ERROR_RESET_REQUIRED,
+        nv.NVML_ERROR_UNINITIALIZED,
+        nv.NVML_ERROR_DRIVER_NOT_LOADED,
+        nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+    ],
+)
 def test_a_lost_gpu_is_an_error_of_its_own_and_comes_back_by_its_uuid(driver, code):
     backend = NvmlBackend()
     driver.refuse(1, code)
@@ -116,12 +125,79 @@ def test_a_lost_gpu_is_an_error_of_its_own_and_comes_back_by_its_uuid(driver, co
     assert backend.read(1, with_energy=True).power_w == 612.345
 
 
+@pytest.mark.parametrize("code", [nv.NVML_ERROR_UNKNOWN, nv.NVML_ERROR_TIMEOUT, nv.NVML_ERROR_INVALID_ARGUMENT])
+def test_a_gpu_that_refuses_every_call_is_lost_and_nothing_held_stands_for_it(driver, code):
+    backend = NvmlBackend()
+    before = backend.read(0, with_energy=True)
+    driver.refuse(0, code)
+    for with_energy in (False, True):
+        with pytest.raises(GpuLostError, match="GPU 0"):
+            backend.read(0, with_energy=with_energy)
+    driver.codes.clear()
+    driver.gpus[0]["EnforcedPowerLimit"] = 500_000
+    backend.describe(0)
+    after = backend.read(0, with_energy=True)
+    assert after.power_limit_w == 500.0
+    assert after._replace(time_s=0, power_limit_w=None) == before._replace(time_s=0, power_limit_w=None)
+
+
+def test_a_gpu_that_answers_one_call_is_not_lost(driver):
+    backend = NvmlBackend()
+    driver.refuse(0, nv.NVML_ERROR_UNKNOWN)
+    driver.codes[0, "Temperature"] = nv.NVML_SUCCESS
+    reading = backend.read(0, with_energy=True)
+    assert (reading.gpu_temp_c, reading.power_w, reading.power_limit_w) == (41, None, None)
+
+
+def test_a_driver_that_is_loaded_anew_is_initialized_anew(driver):
+    backend = NvmlBackend()
+    driver.shut_down()
+    with pytest.raises(GpuLostError, match="Uninitialized"):
+        backend.read(0, with_energy=True)
+    driver.init_code = nv.NVML_ERROR_DRIVER_NOT_LOADED
+    with pytest.raises(GpuLostError, match="Driver Not Loaded"):
+        backend.describe(0)
+    driver.init_code = 0
+    assert backend.describe(0).uuid == "GPU-aaaa"
+    assert backend.read(0, with_energy=True).power_w == 612.345
+
+
+def test_a_refusal_is_told_once_until_the_call_was_answered_again(driver):
+    backend = NvmlBackend()
+    driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "Temperature")
+    told = []
+    for tick in range(6):
+        if tick == 3:
+            driver.codes.clear()
+            backend.read(0, with_energy=False)
+            driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "Temperature")
+        backend.read(0, with_energy=False)
+        told.append(len(backend.take_refusals()))
+    assert told == [1, 0, 0, 1, 0, 0]
+
+
+def test_a_slow_value_that_was_refused_is_asked_again_within_a_second(driver):
+    clock = Clock()
+    backend = NvmlBackend(monotonic=clock)
+    driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "CurrPcieLinkWidth")
+    assert backend.read(0, with_energy=False).pcie_link_width is None
+    driver.codes.clear()
+    clock.now_s += 1.0
+    assert backend.read(0, with_energy=False).pcie_link_width == 16
+
+
+def test_a_driver_that_has_gone_by_the_end_is_no_error(driver):
+    backend = NvmlBackend()
+    driver.shut_down()
+    backend.close()
+
+
 def test_no_permission_is_told_once_and_gives_none(driver):
     driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "CurrentClocksEventReasons")
     backend = NvmlBackend()
     assert backend.read(0, with_energy=True).throttle_reasons is None
     assert backend.read(0, with_energy=True).throttle_reasons is None
-    assert backend.take_refusals() == ["GPU 0, throttle_reasons: Insufficient Permissions"]
+    assert backend.take_refusals() == [("GPU 0, throttle_reasons: Insufficient Permissions", "no_permission")]
     assert backend.take_refusals() == []
 
 
@@ -143,7 +219,7 @@ def test_a_gpu_that_cannot_be_opened_leaves_the_others(driver):
     driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "handle")
     backend = NvmlBackend()
     assert backend.indices() == (1,)
-    assert backend.take_refusals() == ["GPU 0 cannot be opened: Insufficient Permissions"]
+    assert backend.take_refusals() == [("GPU 0 cannot be opened: Insufficient Permissions", "no_permission")]
 
 
 def test_without_a_gpu_there_is_nothing_to_collect(driver):
@@ -165,6 +241,8 @@ def test_processes_of_a_gpu_are_those_that_compute_on_it(driver):
     backend = NvmlBackend()
     assert backend.process_ids(0) == [4242, 4243]
     assert backend.process_ids(1) == []
+    driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "ComputeRunningProcesses_v3")
+    assert backend.process_ids(0) is None
 
 
 def test_a_library_without_a_function_gives_none_and_older_names_are_tried(driver, monkeypatch):

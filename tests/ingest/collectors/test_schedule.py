@@ -97,3 +97,17 @@ def test_slewing_is_no_leap(clocks, events):
 def test_an_interval_must_be_longer_than_nothing(events, clocks):
     with pytest.raises(ValueError, match="interval_s is 0"):
         next(ticks(0, "gpu", events, wait=clocks.wait, monotonic=clocks.monotonic))
+
+
+def test_what_is_to_be_seen_at_once_is_said_with_its_reason_and_the_same_line_once_a_minute(tmp_path, clocks):
+    said: list[str] = []
+    events = Events(open_spool(tmp_path, clocks), wall=clocks.wall, monotonic=clocks.monotonic, say=said.append)
+    events.record("gpu", "late", seconds=0.02)
+    for _ in range(130):
+        events.record("gpu", "sensor_lost", detail="GPU 1: gone", reason="gpu_lost")
+        clocks.wait(1.0)
+    events.record("clock", "clock_step", seconds=-30.0, detail="wall clock minus monotonic clock is now 5 s")
+    assert said == ["GPU 1: gone [gpu_lost]"] * 3 + ["the wall clock was set by -30.000 s [clock_step]"]
+    rows = read_events(events)
+    assert len(rows) == 132
+    assert rows[1]["detail"] == "gpu_lost: GPU 1: gone"

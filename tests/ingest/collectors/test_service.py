@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ingest.collectors.energy import read_energy_twice
+from ingest.collectors import run
 from ingest.collectors.replay import ReplayBackend, read_recording
-from ingest.collectors.run import Options, collect_run
+from ingest.collectors.run import Options, collect_run, report_lines
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.spool import Spool
 from ingest.errors import HardwareError, SpoolError
@@ -185,12 +187,64 @@ def test_a_labelled_run_has_its_job_label_samples_and_exit_code(tmp_path, record
     assert "gap " in done.stderr
 
 
+def test_a_gpu_that_is_lost_is_one_line_on_standard_error(tmp_path):
+    recording = write_recording(tmp_path / "recording", silent=(0.3, 9e9))
+    done = subprocess.run(
+        command(tmp_path / "spool", recording, "--duration", "2.5"),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert re.fullmatch(r"jobwatt: GPU 1: [^\n]+ \[gpu_lost\]\n", done.stderr)
+
+
 def test_a_gpu_that_is_not_there_is_refused_before_the_command_runs(tmp_path, recording):
     options = Options(tmp_path / "spool", "n1", replay=recording)
     with pytest.raises(HardwareError, match=r"no GPU 7 here; this collector has 0, 1: give --gpus of those"):
         collect_run(options, "x", ["touch", str(tmp_path / "ran")], gpus=(0, 7))
     assert not (tmp_path / "ran").exists()
     assert read_rows(tmp_path / "spool", "labels") == []
+
+
+@pytest.mark.parametrize("listed", ["MIG-1a2b", "", "elsewhere"])
+def test_a_labelled_run_of_which_no_gpu_is_known_says_so_with_what_the_variable_is(
+    tmp_path, recording, monkeypatch, listed
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    options = Options(tmp_path, "n1", Plan(process_interval_s=0, node_interval_s=0), replay=recording)
+    report = collect_run(options, "x", ["sleep", "0.3"])
+    (line,) = report_lines(report)[1:]
+    assert line == (
+        f"no GPU is counted as the run's: CUDA_VISIBLE_DEVICES is {listed!r}, and those seen here are 0, 1; give --gpus"
+    )
+    assert collect_run(Options(tmp_path, "n1", Plan(gpu_interval_s=0)), "x", ["true"]).notices == ()
+
+
+def test_a_labelled_run_names_its_gpu_that_gave_no_sample(tmp_path, monkeypatch):
+    recording = write_recording(tmp_path / "recording", silent=(0.0, 9.0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    options = Options(tmp_path / "spool", "n1", Plan(process_interval_s=0, node_interval_s=0), replay=recording)
+    report = collect_run(options, "x", ["sleep", "0.5"], gpus=(0, 1))
+    assert report.gpus == (0, 1)
+    first, second = report_lines(report)[1:]
+    assert first.startswith("GPU 0: ")
+    assert "J by counter" in first
+    assert second.startswith("GPU 1: no sample (lost: nothing is recorded")
+
+
+def test_without_jobwatt_a_run_s_gpus_can_be_given_and_need_a_label(tmp_path, recording):
+    for more, code, says in (
+        (("--gpus", "1", "--label", "x", "--", "sleep", "0.5"), 0, "GPU 1: "),
+        (("--gpus", "one", "--label", "x", "--", "true"), 1, "give numbers, as in 0,1"),
+        (("--gpus", "1"), 2, "need --label NAME"),
+        (("--", "true"), 2, "need --label NAME"),
+    ):
+        words = [*command(tmp_path, recording), *more]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+        assert "GPU 0: " not in done.stderr
 
 
 def test_ending_a_labelled_run_ends_the_command_and_says_so(tmp_path, recording):
@@ -292,7 +346,7 @@ def test_a_job_s_first_and_last_row_have_the_counter_and_so_have_the_last_rows_o
     for index in "01":
         (*_, last) = [row for row in rows if row["gpu_index"] == index]
         assert last["energy_mJ"] != ""
-    (energy,) = read_energy_twice(tmp_path, 7)
+    (energy,) = service.energy_of(7)
     assert (energy.gpu_index, energy.covered_s) == (1, pytest.approx(0.4, abs=0.3))
 
 
@@ -311,6 +365,104 @@ def test_a_collector_that_fails_ends_the_service_which_raises_what_it_was(tmp_pa
     assert service.stopping.wait(20)
     with pytest.raises(SpoolError, match=r"Not a directory|File exists"):
         service.stop()
+
+
+class Troubled(ReplayBackend):
+    """A recording whose driver hangs in a reading, or fails at the end, once a test says so."""
+
+    hangs = False
+    broken: Path | None = None
+    failure: Exception | None = None
+
+    def __init__(self, recording):
+        super().__init__(read_recording(recording))
+        self.released = threading.Event()
+
+    def read(self, index, *, with_energy):
+        if self.hangs and with_energy:
+            self.released.wait(60)
+        if with_energy and self.broken is not None and self.broken.exists():
+            raise OSError(5, "Input/output error")
+        return super().read(index, with_energy=with_energy)
+
+    def close(self):
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), RuntimeError("a bug"), HardwareError("gone")])
+def test_whatever_fails_at_the_end_the_command_s_exit_code_is_told(tmp_path, recording, monkeypatch, failure):
+    backend = Troubled(recording)
+    backend.failure = failure
+    monkeypatch.setattr(run, "open_backend", lambda _: backend)
+    options = Options(tmp_path, "n1", Plan(process_interval_s=0, node_interval_s=0))
+    report = collect_run(options, "x", ["sh", "-c", "exit 3"])
+    assert report.exit_code == 3
+    assert str(failure) in report.problem
+    assert len(report_lines(report)[-1].splitlines()) == 1
+    assert not list(tmp_path.glob("*/*.open"))
+
+
+def test_what_fails_in_the_last_look_at_a_job_does_not_hide_its_exit_code(tmp_path, recording, monkeypatch):
+    backend = Troubled(recording)
+    backend.broken = tmp_path / "broken"
+    monkeypatch.setattr(run, "open_backend", lambda _: backend)
+    options = Options(tmp_path / "spool", "n1", Plan(process_interval_s=0, node_interval_s=0))
+    report = collect_run(options, "x", ["sh", "-c", f"sleep 0.3; touch {backend.broken}; exit 4"])
+    assert report.exit_code == 4
+    assert report.problem == "OSError: [Errno 5] Input/output error"
+
+
+def test_a_driver_that_hangs_at_the_end_of_a_job_holds_nothing_up_and_rows_read_before_are_synced(
+    tmp_path, recording, monkeypatch
+):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    monkeypatch.setattr("ingest.collectors.service.STOP_WITHIN_S", 1.0)
+    monkeypatch.setattr("ingest.collectors.service.SYNC_S", 60.0)
+    backend = Troubled(recording)
+    service = Service(Spool(tmp_path, "n1"), backend, Plan(gpu_interval_s=0.05, process_interval_s=0))
+    service.start()
+    service.begin_job(7, os.getpid(), (0,))
+    time.sleep(0.4)
+    backend.hangs = True
+    began_s = time.monotonic()
+    service.end_job(7)
+    assert time.monotonic() - began_s < 2
+    assert service.jobs.assigned == {}
+    assert any(row["job_id"] == "7" for row in read_rows(tmp_path, "gpu", "*.open"))
+    service.stop()
+    assert time.monotonic() - began_s < 5
+    backend.released.set()
+    details = [row["detail"] for row in read_rows(tmp_path, "events") if row["event"] == "error"]
+    assert any("gpu did not end within" in detail for detail in details)
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end_and_is_said(tmp_path, recording, monkeypatch):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    monkeypatch.setattr("ingest.collectors.service.STOP_WITHIN_S", 0.3)
+    service = Service(Spool(tmp_path, "n1"), Troubled(recording), Plan(gpu_interval_s=0.05, process_interval_s=0))
+    service.start()
+    service.begin_job(7, os.getpid(), (0,))
+    began_s = time.monotonic()
+    with service.spool._syncing:  # as while an fsync does not come back
+        service.end_job(7)
+        with pytest.raises(SpoolError, match=r"the disk took nothing.*\[disk_error\]"):
+            service.stop()
+        assert time.monotonic() - began_s < 5
+
+
+def test_a_file_system_that_hangs_under_the_processes_does_not_hold_up_the_end_of_a_job(
+    tmp_path, recording, monkeypatch
+):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    with Service(Spool(tmp_path, "n1"), Troubled(recording), Plan(process_interval_s=0)) as service:
+        service.begin_job(7, os.getpid(), (0,))
+        time.sleep(0.3)
+        began_s = time.monotonic()
+        with service.process._looking:
+            service.end_job(7)
+        assert time.monotonic() - began_s < 2
+    assert [row["job_id"] for row in read_rows(tmp_path, "gpu") if row["job_id"]][-1] == "7"
 
 
 def test_the_end_tells_what_it_all_cost(tmp_path, recording):

@@ -132,6 +132,33 @@ def test_a_folder_of_other_files_is_not_made_a_spool(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_a_start_that_was_killed_left_half_made_does_not_hinder_the_next(tmp_path):
+    for name in (".spool.json.part", ".spool.json.77.part", "LOCK", "LOCK-follower"):
+        (tmp_path / name).write_text("")
+    open_spool(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LOCK", "LOCK-follower", "spool.json"]
+
+
+def test_two_that_start_at_once_in_a_new_folder_do_not_refuse_it(tmp_path):
+    problems: list[Exception] = []
+
+    def start(root: Path, together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            open_spool(root).close()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the test tells it)
+            problems.append(error)
+
+    for number in range(30):
+        together = threading.Barrier(2)
+        threads = [threading.Thread(target=start, args=(tmp_path / str(number), together)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+
+
 @pytest.mark.parametrize("content", ['{"format": "jobwatt-spool", "version": 2}', "not JSON", "[]"])
 def test_a_spool_of_another_version_is_left_alone(tmp_path, content):
     (tmp_path / "spool.json").write_text(content)

@@ -399,6 +399,70 @@ def test_a_log_that_lost_its_end_is_refused_and_its_rows_stay(tmp_path, name):
     assert watts(taken) == [*range(10)]
 
 
+@pytest.mark.parametrize("name", LOGS)
+def test_a_short_log_that_meets_two_of_the_lake_is_refused_and_theirs_stay(tmp_path, name):
+    log = LOGS[name]
+    for number, seconds in enumerate((range(10), range(10, 20))):
+        take(write(tmp_path, f"{number}/{name}", log(*seconds)).parent, tmp_path / "lake")
+    bridge = write(tmp_path, f"in/{name}", log(9, 10)).parent
+    taken = take_twice(bridge, tmp_path / "lake")
+    assert [(file, reason) for file, reason, _ in taken.refused()] == [(name, "shrunken")]
+    assert ("2 rows, 20 before",) in taken.rows("quarantine", "detail")
+    assert watts(taken) == [*range(20)]
+    assert watts(take(bridge, tmp_path / "lake", force=True)) == [9, 10]
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_of_all_rows_of_two_rotated_ones_takes_the_place_of_both(tmp_path, name):
+    log = LOGS[name]
+    for number, seconds in enumerate((range(10), range(10, 20))):
+        take(write(tmp_path, f"{number}/{name}", log(*seconds)).parent, tmp_path / "lake")
+    taken = take_twice(write(tmp_path, f"in/{name}", log(*range(20))).parent, tmp_path / "lake")
+    assert taken.report.files_refused == 0
+    assert watts(taken) == [*range(20)]
+    assert taken.lake.inputs()["name"].to_list() == [name]
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_larger_log_that_has_only_the_end_of_the_known_one_is_refused(tmp_path, name):
+    folder, lake, log = tmp_path / "in", tmp_path / "lake", LOGS[name]
+    write(tmp_path, f"in/{name}", log(*range(10)))
+    take(folder, lake)
+    write(tmp_path, f"in/{name}", log(*range(8, 40)))
+    taken = take_twice(folder, lake)
+    assert [(file, reason) for file, reason, _ in taken.refused()] == [(name, "keys_lost")]
+    why = "1 of 1 GPUs are not in it any more, or not for all of their time, as n1 0"
+    assert (f"{why}; --force drops them, another --cluster keeps both",) in taken.rows("quarantine", "detail")
+    assert watts(taken) == [*range(10)]
+
+
+def day_log(day: int, *seconds: int) -> str:
+    return lines(SHORT, *(f"2026/11/{day} 22:42:{s:02d}.000, 0, {100 + s}.00 W" for s in seconds))
+
+
+def test_another_day_s_log_that_is_read_in_another_zone_leaves_the_first_day_as_it_is(tmp_path):
+    """Only the content tells that it is another log: both begin at one time of the day."""
+    first = write(tmp_path, "1/nvidia-smi-n1.csv", day_log(24, *range(5))).parent
+    second = write(tmp_path, "2/nvidia-smi-n1.csv", day_log(25, *range(20, 30))).parent
+    take(first, tmp_path / "lake")
+    taken = take_twice(second, tmp_path / "lake", smi=SmiOptions(time_zone="Europe/Berlin"))
+    assert (taken.report.files_refused, taken.report.files_replaced) == (0, 0)
+    assert watts(taken) == [*range(5), *range(20, 30)]
+    again = take_twice(first, tmp_path / "lake", smi=SmiOptions(time_zone="Europe/Berlin"))
+    assert watts(again) == [*range(5), *range(20, 30)]
+    assert {row["time"].hour for row in samples(again)} == {21}
+
+
+@pytest.mark.parametrize(("seconds", "is_taken"), [(range(12), True), (range(5, 17), False)])
+def test_a_log_that_is_read_in_another_zone_may_have_grown_and_may_not_have_lost_its_begin(tmp_path, seconds, is_taken):
+    folder = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(10))).parent
+    take(folder, tmp_path / "lake")
+    write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*seconds))
+    taken = take_twice(folder, tmp_path / "lake", smi=SmiOptions(time_zone="Asia/Tokyo"))
+    assert taken.report.files_refused == (0 if is_taken else 1)
+    assert watts(taken) == [*(seconds if is_taken else range(10))]
+
+
 def test_where_a_joined_log_was_moved_away_nothing_is_read_in_its_place(tmp_path):
     """Two logs of one GPU at one time are joined; when one grows, the other would have to be read again."""
     folder, lake = tmp_path / "in", tmp_path / "lake"
