@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -99,6 +99,7 @@ def test_a_negative_temperature_is_a_number() -> None:
     assert found[0]["gpu_temp_c"].to_list() == [-5, 61, 61, 61]
 
 
+@settings(max_examples=40)
 @given(micros=st.lists(st.integers(0, 4_000_000_000_000_000), min_size=1, max_size=20), digits=st.integers(0, 9))
 def test_times_of_any_resolution_are_those_of_the_careful_parser(micros: list[int], digits: int) -> None:
     texts = [f"{us // 1_000_000}" + (f".{us % 1_000_000:06d}000"[: digits + 1] if digits else "") for us in micros]
@@ -142,6 +143,7 @@ def test_no_bytes_whatever_break_it(data: bytes, after: str) -> None:
         assert not careful(body).rejected
 
 
+@settings(max_examples=60)
 @given(row=st.data(), place=st.integers(1, 9), cell=number)
 def test_one_odd_cell_among_clean_lines_is_seen_or_read_right(row: st.DataObject, place: int, cell: str) -> None:
     cells = CLEAN.rstrip().split(",")

@@ -98,6 +98,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, reader, frame, cut):
     assert GPU_SAMPLES.conform(found).equals(frame)
 
 
+@settings(max_examples=40)
 @given(frame=samples())
 def test_the_footer_says_what_the_general_writer_says(frame):
     table = frame.to_arrow().cast(arrow_schema(GPU_SAMPLES))
