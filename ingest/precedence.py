@@ -91,7 +91,7 @@ def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: 
 
 
 def find_doubled(collected: pl.DataFrame, known: pl.DataFrame) -> dict[CountKey, int]:
-    """Return how many rows of collectors are of a GPU and time that another run of a collector covers, by their files.
+    """Return the rows of collectors' pieces that meet the time of another run of a collector on their GPU, by file.
 
     Parameters
     ----------
@@ -99,18 +99,35 @@ def find_doubled(collected: pl.DataFrame, known: pl.DataFrame) -> dict[CountKey,
     """
     if not collected.height:
         return {}
-    runs = {entry: _run(entry) for entry in (*collected["input"].unique(), *known["input"].unique())}
+    told = known.filter(~pl.col("input").str.split(SEPARATOR).list.contains(FORGOTTEN))
+    runs = {entry: _run(entry) for entry in (*collected["input"].unique(), *told["input"].unique())}
     run = pl.col("input").replace_strict(runs, return_dtype=pl.String)
-    named = [frame.with_columns(run=run) for frame in (collected, known)]
-    spans = [
-        cover(mine).with_columns(other=pl.lit(run, pl.String))
-        for (run,), mine in pl.concat(named, how="diagonal").group_by("run", maintain_order=True)
-    ]
-    both = named[0].join(pl.concat(spans), on=_DEVICE, how="inner").filter(pl.col("run") != pl.col("other"))
-    overlap = pl.min_horizontal("last_time", "last") - pl.max_horizontal("first_time", "first")
-    twice = both.filter(overlap > pl.duration(seconds=1)).unique(["part", "row_start"])
-    by_file = twice.group_by("input").agg(pl.col("rows").sum()).sort("input")
+    columns = ["part", "row_start", "rows", "input", "gaps", "run", *_DEVICE, "first_time", "last_time"]
+    come, there = (frame.with_columns(run=run).select(columns) for frame in (collected, told))
+    twice = [come.clear()]
+    for device, here in pl.concat([come, there]).partition_by(_DEVICE, as_dict=True).items():
+        if here["run"].n_unique() > 1:
+            mine = come.filter(*(pl.col(name) == value for name, value in zip(_DEVICE, device, strict=True)))
+            twice.append(_meeting(mine, here))
+    by_file = pl.concat(twice).group_by("input").agg(pl.col("rows").sum()).sort("input")
     return {(entry.split(SEPARATOR)[0], None, DOUBLED, ""): rows for entry, rows in by_file.iter_rows()}
+
+
+def _meeting(pieces: pl.DataFrame, here: pl.DataFrame) -> pl.DataFrame:
+    """Return the pieces of one GPU that meet what another of its runs covers, by more than a second."""
+    second = pl.duration(seconds=1)
+    covered = pl.concat(
+        cover(_without_gaps(of_run)).select(other=pl.lit(run, pl.String), after=pl.col("first") + second, last="last")
+        for (run,), of_run in here.group_by("run", maintain_order=True)
+    )
+    long = pieces.filter(pl.col("last_time") - pl.col("first_time") > second)
+    met = long.with_columns(until=pl.col("first_time") + second).join_where(
+        covered.filter(pl.col("last") > pl.col("after")),
+        pl.col("last_time") > pl.col("after"),
+        pl.col("until") < pl.col("last"),
+        pl.col("run") != pl.col("other"),
+    )
+    return met.select(pieces.columns).unique(["part", "row_start"])
 
 
 def _run(entry: str) -> str:

@@ -119,7 +119,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "time_zone_assumed": (NOTICE, "local times without a zone, taken as UTC; say which with --time-zone"),
     "two_collectors": (
         NOTICE,
-        "rows of a GPU and time of which another run of a collector tells too; under two jobs its energy counts twice: "
+        "rows of pieces that meet a time of which another run of a collector tells too; its energy may count twice: "
         "take a labelled run beside a service into another --cluster",
     ),
     "collector_has_them": (NOTICE, "rows of Prometheus of a time in which the GPU's own collector ran; not taken"),

@@ -6,7 +6,6 @@ A follower removes what it took, so that a second one, or an ingest into another
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -24,7 +23,6 @@ FOLLOWER_LOCK: Final = "LOCK-follower"
 _HOLDER_WITHIN_S: Final = 0.5
 """So long whoever has just got the lock may take to say so."""
 
-_MAY_NOT_WRITE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _HOLDER: Final = re.compile(r"process (\d+) on (\S+) into ")
 
 
@@ -73,8 +71,6 @@ def _open(path: Path, *, removes: bool) -> tuple[int | None, bool]:
     except OSError as error:
         if removes:
             raise SpoolError(f"{path}: {error.strerror}; the follower must be able to write the spool") from error
-        if error.errno not in _MAY_NOT_WRITE:
-            raise _not_opened(path, error) from error
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
     except FileNotFoundError:  # no follower has ever been here

@@ -115,12 +115,13 @@ class _Search:
         now = _extent(self._fresh, [name], kind)
         same = [one for one in known if is_log and _is_content_of(record, self._known(one))]
         shared = same or [one for one in known if _meets(self._told(one, record, now, None), now)]
-        if not shared:
-            taken = {*self._inputs["name"], *self.found.names.values()}
+        given = set(self.found.names.values())
+        taken = {*self._inputs["name"], *given}
+        heir = name if name in shared or (same and name not in taken) else shared[0] if shared else None
+        if heir is None or (is_log and heir in given):  # a copy beside a log that has its place already
             base = name if is_log else name.partition(MARK)[0]
             self.found.names[name] = _free_name(base, self._spec.source_name, taken)
             return
-        heir = name if name in shared else shared[0]
         self.found.names[name] = heir
         why = None if self._spec.force or same else self._loss(record, now, shared)
         if why is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from itertools import permutations
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from polars.testing import assert_frame_equal
 from ingest.follow import Follower, FollowPlan
 from ingest.lake import Lake
 from ingest.pipeline import ingest
+from ingest.precedence import find_doubled
 from ingest.runner import SerialRunner
 from tests.benchmarks.measure import JOBWATT, run_process
 from tests.lakes import in_order
@@ -212,3 +214,18 @@ def test_two_servers_that_scrape_one_gpu_both_give_way(spool, tmp_path):
     write_named(spool, SNAPSHOT, [gpu_cells(s + 0.5, 7) for s in range(0, 75, 15)])
     assert one.round().refused == 0
     assert read(tmp_path / "lake")[-1] == (7, 60.5)
+
+
+def test_many_runs_one_after_another_are_looked_through_in_little_time():
+    runs = 300
+    start = pl.datetime_range(datetime(2026, 1, 1), datetime(2026, 3, 1), "30m", time_zone="UTC", eager=True)[:runs]
+    pieces = pl.DataFrame(
+        {
+            "part": "p", "row_start": range(runs), "rows": 1, "gaps": 0, "node": "n", "gpu_index": 0,
+            "input": [f"gpu/run{i:05d}-0001.csv" for i in range(runs)],
+            "first_time": start, "last_time": start + timedelta(minutes=29),
+        }
+    )  # fmt: skip
+    assert find_doubled(pieces, pieces.clear()) == {}
+    later = pieces.with_columns(pl.col("first_time", "last_time") + pl.duration(minutes=5), input=pl.lit("gpu/x-1.csv"))
+    assert sum(find_doubled(later[:7], pieces).values()) == 7

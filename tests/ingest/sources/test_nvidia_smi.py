@@ -477,3 +477,22 @@ def test_where_a_joined_log_was_moved_away_nothing_is_read_in_its_place(tmp_path
     assert watts(taken) == [0, 1, 2, 3, 4, 10, 12]
     write(tmp_path, "in/dmon-n1.log", dmon_log(20, 21))
     assert watts(take(folder, lake)) == [0, 1, 2, 3, 4, 10, 12, 20, 21]
+
+
+def test_a_node_that_is_corrected_does_not_make_room_for_the_other_node_s_log(tmp_path):
+    first = write(tmp_path, "a/nvidia-smi.csv", query_log(*range(10)))
+    second = write(tmp_path, "b/nvidia-smi.csv", query_log(*range(20)))
+    take(first.parent, tmp_path / "lake", smi=SmiOptions(node="n1"))  # it is n2's
+    take(first.parent, tmp_path / "lake", smi=SmiOptions(node="n2"))
+    taken = take(second.parent, tmp_path / "lake", smi=SmiOptions(node="n1"))
+    nodes = [row["node"] for row in samples(taken)]
+    assert (nodes.count("n1"), nodes.count("n2")) == (20, 10)
+
+
+def test_a_copy_beside_a_log_is_counted_as_what_it_is(tmp_path):
+    source = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(10))).parent
+    take(source, tmp_path / "lake")
+    write(tmp_path, "in/nvidia-smi-n1.csv.1", query_log(*range(10)))
+    report = take(source, tmp_path / "lake", smi=SmiOptions(time_zone="Europe/Berlin")).report
+    assert report.rows_in == report.rows_out + report.rows_quarantined + report.rows_merged + report.rows_unchanged
+    assert report.rows_quarantined <= 10
