@@ -44,7 +44,7 @@ def encodings(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
                 continue
             taken[encoding] = sum(_bytes(job.select([column]), encoding, folder) for job in jobs) / rows
         best = min(taken, key=lambda name: taken[name])
-        chosen = INTEGERS if column in GPU_SAMPLES.delta else "dictionary"
+        chosen = INTEGERS if column in GPU_SAMPLES.delta else "PLAIN" if column in GPU_SAMPLES.plain else "dictionary"
         shown = [f"**{taken[e]:.2f}**" if e == best else f"{taken[e]:.2f}" if e in taken else "" for e in ENCODINGS]
         lines.append([f"`{column}`", *shown, chosen])
         tell(" | ".join(lines[-1]))
