@@ -79,7 +79,7 @@ def _age(ctx: click.Context, parameter: click.Parameter, text: str) -> str:
     "--energy-interval",
     type=SECONDS,
     help="Seconds between readings of the energy counter, which takes the driver milliseconds; 0: none.  "
-    "[default: 30, or 120 GPU intervals where those are longer]",
+    "[default: 30, or 300 GPU intervals where those are longer]",
 )
 @click.option("--process-interval", type=SECONDS, default=10.0, show_default=True, help="Seconds; 0: no processes.")
 @click.option("--node-interval", type=SECONDS, default=300.0, show_default=True, help="Seconds; 0: no node readings.")

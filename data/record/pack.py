@@ -2,8 +2,8 @@
 
     python data/record/pack.py data/h200-02.tar.gz OUT [OUT ...]
 
-Truth (which workload, on which GPU, from when to when) comes from ``jobs.jsonl``, samples from the spools. The same
-input gives the same bytes.
+Truth (which workload, on which GPU, from when to when) comes from ``jobs.jsonl``, samples from the spools, the type of
+the GPUs from their inventory. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from typing import Any
 
 import plan
 import polars as pl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where jobwatt is not installed
+
+from ingest.reference import type_of
 
 GPU_COLUMNS = (
     "timestamp gpu_index utilization_gpu_pct utilization_memory_pct memory_free_MiB memory_used_MiB temperature_gpu "
@@ -56,6 +60,23 @@ def read_jobs(folders: list[Path]) -> list[dict[str, Any]]:
     lines = [line for folder in folders for line in (folder / "jobs.jsonl").read_text().splitlines()]
     jobs = [json.loads(line) for line in lines]
     return sorted((job for job in jobs if job["exit_code"] == 0), key=lambda job: job["started"])
+
+
+def find_gpu_type(folders: list[Path]) -> str:
+    """Return the GPU type of the inventories, a key of `GPU_TRES`.
+
+    Raises
+    ------
+    ValueError
+        They name none of these types, or two.
+    """
+    devices = read_segments(folders, "devices")
+    names = sorted(set(devices["name"].drop_nulls())) if devices.height else []
+    found = {type_of(name) for name in names}
+    for gpu_type in GPU_TRES:
+        if found == {gpu_type}:
+            return gpu_type
+    raise ValueError(f"the inventories name {', '.join(names) or 'no GPU'}; all have to be of one type: {GPU_TRES}")
 
 
 def make_files(folders: list[Path], gpu_name: str) -> Iterator[tuple[str, bytes]]:
@@ -165,10 +186,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--gpu-name", choices=list(GPU_TRES), default="h200", help="type of the GPUs")
     arguments = parser.parse_args()
     root = arguments.archive.name.partition(".")[0]
-    files = sorted(make_files(arguments.folders, arguments.gpu_name))
+    files = sorted(make_files(arguments.folders, find_gpu_type(arguments.folders)))
     with (
         arguments.archive.open("wb") as raw,
         gzip.GzipFile("", "wb", compresslevel=9, fileobj=raw, mtime=0) as packed,

@@ -1,6 +1,6 @@
 """Run labelled workloads on the GPUs of this machine and record them with jobwatt's own collectors.
 
-    python data/record/record.py OUT --batch first --seconds 76 --rounds 0:7
+    python data/record/record.py OUT --batch first --seconds 76 --rounds 0:7 --seed 20261124
 
 leaves in OUT a spool (what the collectors wrote) and ``jobs.jsonl`` (what ran, when, and what it got done);
 ``pack.py`` makes an archive of one or several such folders. No clock, limit or mode of a GPU is changed.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +37,9 @@ WARM_UP_S = 14.0
 
 GRACE_S = 10.0
 """A job that runs on for so long after its time is killed."""
+
+READY_WITHIN_S = 60.0
+"""A child that is not ready so long after its turn has come is killed, and its job is recorded as failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +84,48 @@ class Job:
         )
 
     def run(self, seconds: float, service: Service) -> JobRecord:
-        """Run it, watched by the collectors, and return what became of it."""
-        for child in self._children:
-            _pipe(child.stdout).readline()
+        """Run it, watched by the collectors, and return what became of it; no process is left behind."""
+        late = self._killer(READY_WITHIN_S)
+        said = [_pipe(child.stdout).readline() for child in self._children]  # nothing, where it died
+        late.cancel()
         started = time.time()
-        for child in self._children:
-            service.begin_job(self.job_id, child.pid, self.gpus)
+        if set(said) != {"ready\n"}:
+            for child in self._children:
+                _kill(child)
+            codes = [child.wait() for child in self._children]
+            return self._record(started, codes, {"error": f"a process was not ready for its turn, exit {codes}"})
+        overdue = self._killer(seconds + GRACE_S)
+        try:
+            for child in self._children:
+                service.begin_job(self.job_id, child.pid, self.gpus)
+            self._give_orders(seconds)
+            answers = [_pipe(child.stdout).readline() for child in self._children]  # nothing, where it died
+        finally:
+            service.end_job(self.job_id)
+            codes = [_wait(child, GRACE_S) for child in self._children]
+            overdue.cancel()
+        is_answer = answers[0].startswith("{")
+        return self._record(
+            started, codes, json.loads(answers[0]) if is_answer else {"error": f"no answer, exit {codes}"}
+        )
+
+    def _killer(self, seconds: float) -> threading.Timer:
+        """Kill the processes after so long, unless cancelled."""
+        timer = threading.Timer(seconds, lambda: [_kill(child) for child in self._children])
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _give_orders(self, seconds: float) -> None:
         for rank, child in enumerate(self._children):
             orders = {"name": self.name, "params": self.params, "seconds": seconds, "rank": rank}
             orders |= {"world": len(self._children), "port": self._port}
-            _pipe(child.stdin).write(json.dumps(orders) + "\n")
-            _pipe(child.stdin).flush()
-        overdue = threading.Timer(seconds + GRACE_S, lambda: [_kill(child) for child in self._children])
-        overdue.start()
-        answers = [_pipe(child.stdout).readline() for child in self._children]  # nothing, where it died
-        service.end_job(self.job_id)
-        codes = [_wait(child, GRACE_S) for child in self._children]
-        overdue.cancel()
-        answer = json.loads(answers[0]) if answers[0].startswith("{") else {"error": f"no answer, exit {codes}"}
+            with contextlib.suppress(BrokenPipeError):  # it died since: no answer will come
+                _pipe(child.stdin).write(json.dumps(orders) + "\n")
+                _pipe(child.stdin).flush()
+
+    def _record(self, started: float, codes: list[int], answer: dict[str, Any]) -> JobRecord:
+        """Return what became of it; an answer with an error is a failure whatever the exit codes are."""
         return JobRecord(
             self.job_id,
             self.name,
@@ -107,7 +134,7 @@ class Job:
             self._submitted,
             started,
             time.time(),
-            max(codes, key=abs),
+            max(codes, key=abs) or int("error" in answer),
             answer.get("steps"),
             answer.get("peak_memory_gib"),
             str(answer.get("error", "")),
@@ -116,7 +143,9 @@ class Job:
     def dismiss(self) -> None:
         """Let the processes go without having run."""
         for child in self._children:
-            _pipe(child.stdin).close()
+            with contextlib.suppress(BrokenPipeError):
+                _pipe(child.stdin).close()
+        for child in self._children:
             _wait(child, GRACE_S)
 
 
@@ -177,18 +206,23 @@ class Recorder:
                 threads = [threading.Thread(target=self._run_job, args=(job,)) for job in waiting]
                 for thread in threads:
                     thread.start()
-                time.sleep(max(self._seconds - WARM_UP_S, 0))
+                self._service.stopping.wait(max(self._seconds - WARM_UP_S, 0))
                 left_s = budget_s - (time.monotonic() - began)
                 is_last = number + 1 == len(rounds) or left_s < WARM_UP_S + self._seconds + GRACE_S
+                is_last |= self._service.stopping.is_set()  # a collector failed: nothing is recorded any more
                 waiting = [] if is_last else self.prepare(rounds[number + 1], log)
                 for thread in threads:
                     thread.join()
-                if is_last:
+                if is_last or self._service.stopping.is_set():
+                    for job in waiting:
+                        job.dismiss()
                     return number + 1
         return len(rounds)
 
     def _run_job(self, job: Job) -> None:
         record = job.run(self._seconds, self._service)
+        if self._service.stopping.is_set():
+            record = replace(record, exit_code=record.exit_code or 1, error=record.error or "a collector had stopped")
         with self._lock:
             self.failed += record.exit_code != 0
             with (self._out / "jobs.jsonl").open("a") as file:
@@ -209,7 +243,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each job")
     parser.add_argument("--rounds", default="0:1000", help="which rounds of the batch, FIRST:STOP")
     parser.add_argument("--budget", type=float, default=560.0, help="seconds for all")
-    parser.add_argument("--seed", type=int, default=20261124)
+    parser.add_argument("--seed", type=int, required=True, help="another for each batch, or its jobs are drawn again")
     parser.add_argument("--node", default="r2910417-n318642", help="made-up name of this machine")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,10 @@ RETRY_LOST_S: Final = 10.0
 """How often a lost GPU is looked for again."""
 
 ENERGY_S: Final = 30.0
-ENERGY_TICKS: Final = 120
+ENERGY_TICKS: Final = 300
 """The energy counter is asked once in so many seconds, or ticks where these take longer, unless told otherwise.
 
-At 4.6 ms each (H100), 8 GPUs cost 0.12 % of a core so at ten readings a second, and 0.03 % at one; asked every 10 s it
+At 4.6 ms each (H100), 8 GPUs cost 0.12 % of a core so at ten readings a second, and 0.01 % at one; asked every 10 s it
 would be 0.37 %.
 """
 

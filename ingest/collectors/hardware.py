@@ -22,9 +22,9 @@ CALLS: Final[Mapping[str, float]] = {
     "temperature": 0.0,
     "sm_clock": 0.0,
     "throttle_reasons": 0.0,
-    "memory_temperature": 1.0,
-    "memory_clock": 1.0,
-    "power_limit": 1.0,
+    "memory_temperature": 2.0,
+    "memory_clock": 5.0,
+    "power_limit": 2.0,
     "pcie_width": 60.0,
 }
 """What is asked of NVML for one sample, and how many seconds old the answer may be; 0: asked anew for every sample.

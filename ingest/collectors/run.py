@@ -30,7 +30,7 @@ JOB_IDS_COUNT_FROM_S: Final = 1_577_836_800
 COMPLETED, CANCELLED, FAILED = 3, 4, 5
 KILL_AFTER_S: Final = 10.0
 
-ENERGY_HELP: Final = "0: no energy counter (default: 30, or 120 GPU intervals where those are longer)"
+ENERGY_HELP: Final = "0: no energy counter (default: 30, or 300 GPU intervals where those are longer)"
 
 
 @dataclass(frozen=True, slots=True)

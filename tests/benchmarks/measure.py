@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +37,21 @@ class Run:
     pss_mib: float = 0.0
 
 
-def run_process(command: Sequence[str], *, watch_memory: bool = False) -> Run:
-    """Run a command to its end and return what it took; a command that fails ends the benchmark with its message."""
+def run_process(command: Sequence[str], *, watch_memory: bool = False, cores: int | None = None) -> Run:
+    """Run a command to its end and return what it took; a command that fails ends the benchmark with its message.
+
+    Parameters
+    ----------
+    cores : the process tree has so many of this machine's cores, all unless given
+    """
     if not Path(command[0]).exists():
         name = Path(command[0]).name
         raise SystemExit(f"{name} is not installed beside this Python; run `make test` once, it sets it up")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=ROOT, env=_as_installed())
+        with _on_cores(cores):
+            process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=ROOT, env=_as_installed())
         rss, pss = _watch(process) if watch_memory else (0.0, 0.0)
         code = process.wait()
         wall_s = time.perf_counter() - start
@@ -56,6 +63,17 @@ def run_process(command: Sequence[str], *, watch_memory: bool = False) -> Run:
         raise SystemExit(f"{' '.join(command)} ended with {code}:\n{errors[-4000:]}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Run(wall_s, cpu_s, output, rss, pss)
+
+
+@contextmanager
+def _on_cores(count: int | None) -> Iterator[None]:
+    """What is started meanwhile runs on so many cores."""
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(all_cores)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cores)
 
 
 def _as_installed() -> dict[str, str]:
