@@ -62,8 +62,7 @@ def extract(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
         f"## Extraction over a lake\n\n`jobwatt features extract --set efficient --seconds 60 --place slide`: "
         f"{windows:,} windows of seven channels, {runs} rounds. Two workers are **{spread(ratios)}** times as "
         "fast as one with a core to itself (bar: 1.7), and "
-        f"{spread(free)} times as fast as one that has both cores: polars and pyarrow build and write its columns "
-        "on the second, which leaves less for two to gain.\n\n"
+        f"{spread(free)} times as fast as one that may use both.\n\n"
         + table(["", "wall s", "CPU s", "windows/s"], rows)
         + "\n\nMemory of two workers and the process that started them with `--set statistical`, the largest sum over "
         "the process tree, by the number of jobs (bar: the same):\n\n"
