@@ -351,7 +351,7 @@ def test_a_job_s_first_and_last_row_have_the_counter_and_so_have_the_last_rows_o
 
 
 @pytest.mark.parametrize(
-    ("interval_s", "told_s", "energy_s"), [(0.1, None, 30.0), (1.0, None, 120.0), (0.1, 1.0, 1.0), (1.0, 0.0, 0.0)]
+    ("interval_s", "told_s", "energy_s"), [(0.1, None, 30.0), (1.0, None, 300.0), (0.1, 1.0, 1.0), (1.0, 0.0, 0.0)]
 )
 def test_the_counter_s_interval_is_spread_over_ticks_unless_it_is_given(interval_s, told_s, energy_s):
     assert Plan(gpu_interval_s=interval_s, energy_interval_s=told_s).energy_s == energy_s
