@@ -320,6 +320,16 @@ def test_files_of_several_nodes_and_kinds_in_one_folder_stay_apart(tmp_path):
     assert taken.report.ignored_files == ["notes.log"]
 
 
+def test_logs_of_both_kinds_of_one_node_keep_each_row_and_of_two_at_one_time_one_in_quarantine(tmp_path):
+    write(tmp_path, "in/dmon-n1.log", DMON)
+    rows = ("2026/11/24 22:42:00.000, 0, 5 W", "2026/11/24 22:42:00.500, 0, 6 W")
+    write(tmp_path, "in/nvidia-smi-n1.csv", lines(SHORT, *rows))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert [row["power_w"] for row in samples(taken)] == [123.0, 6.0, 124.0]
+    assert [(name, reason) for name, _, reason, _ in taken.rejected()] == [("nvidia-smi-n1.csv", "repeated_time")]
+    assert (taken.report.rows_in, taken.report.rows_quarantined, taken.report.partial) == (4, 1, True)
+
+
 def test_a_folder_above_the_files_and_compression_change_nothing(tmp_path):
     path = write(
         tmp_path, "in/rec/nvidia-smi-n1.csv.gz", gzip.compress(lines(SHORT, "2026/11/24 22:42:00, 0, 5 W").encode())
