@@ -21,7 +21,7 @@ Cells = dict[str, str]
 """One job's attempt by column of `FORMAT`, as sacct writes it."""
 
 EARLIEST_EPOCH_S: Final = 86_400.0
-"""No question goes farther back: there was no Slurm, and sacct takes a start of 0 for none, which means this midnight."""
+"""No question goes farther back: there was no Slurm, and a start of 0 is none to sacct, which means this midnight."""
 
 _NEEDED: Final = frozenset({"JobIDRaw", "Submit", "State"})
 _KILL_WAIT_S: Final = 2.0
