@@ -3,7 +3,8 @@
     python data/record/pack.py data/h200-02.tar.gz OUT [OUT ...]
 
 Truth (which workload, on which GPU, from when to when) comes from ``jobs.jsonl``, samples from the spools, the type of
-the GPUs from their inventory. The same input gives the same bytes.
+the GPUs from their inventory. The same input gives the same bytes. A job id that another archive beside it (or that
+ships) has is refused, since a lake would take one job for the other; draws that another archive has are said.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import gzip
 import io
 import json
 import random
+import re
 import sys
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import plan
@@ -25,6 +28,8 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where jobwatt is not installed
 
 from ingest.reference import type_of
+from ingest.sources.archive import list_members, stream_members
+from ingest.sources.inflate import ByteStream
 
 GPU_COLUMNS = (
     "timestamp gpu_index utilization_gpu_pct utilization_memory_pct memory_free_MiB memory_used_MiB temperature_gpu "
@@ -43,6 +48,14 @@ LOG_COLUMNS = (
     "gres_used array_max_tasks array_task_pending constraints flags mem_req partition priority state timelimit "
     "time_submit time_eligible time_start time_end time_suspended track_steps tres_alloc tres_req job_type"
 ).split()
+SHIPPED = Path(__file__).resolve().parents[1]
+OF_ONE_JOB = re.compile(r"(?:^|/)(?:gpu|gpu_extended|cpu)/\d+/(\d+)-")
+DRAWN = (
+    "workload sequence_length matrix_size image_size atoms_max gpus precision optimizer data_workers steps_per_epoch "
+    "validation_steps checkpoints"
+).split()
+"""What tells two draws apart, of job-parameters.csv; the batch size is left out, since it may have been halved."""
+
 GPU_TRES = {"h200": 1003, "h100-sxm5": 1004}
 NO_ARRAY_TASK = 2**32 - 2
 COMPLETED = 3
@@ -95,7 +108,7 @@ def make_files(folders: list[Path], gpu_name: str) -> Iterator[tuple[str, bytes]
     yield "slurm-log.csv", _csv(pl.DataFrame([_log_row(job, name, gpu_name) for job in jobs]).select(LOG_COLUMNS))
     inside = [(job["job_id"], plan.LABEL[job["workload"]]) for job in jobs if job["workload"] in plan.CHALLENGE]
     yield "labelled_jobids.csv", _csv(pl.DataFrame(inside, schema=["id_job", "model"], orient="row").sort("id_job"))
-    yield "job-parameters.csv", _csv(pl.DataFrame([_parameters(job) for job in jobs], infer_schema_length=None))
+    yield "job-parameters.csv", _csv(_parameters_of(jobs))
     yield "node-data.csv", _csv(node.sort("Time").select(NODE_COLUMNS))
     known = "1,cpu 2,mem 3,energy 4,node 5,billing 6,fs 7,vmem 8,pages 1001,gpu:tesla 1002,gpu:volta".split()
     types = [f"{number},gpu:{name}" for name, number in GPU_TRES.items()]
@@ -150,6 +163,10 @@ def _log_row(job: dict[str, Any], node: str, gpu_name: str) -> dict[str, Any]:
     }
 
 
+def _parameters_of(jobs: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame([_parameters(job) for job in jobs], infer_schema_length=None)
+
+
 def _parameters(job: dict[str, Any]) -> dict[str, Any]:
     params = job["params"]
     return {
@@ -175,6 +192,66 @@ def _parameters(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# -- what other archives have ------------------------------------------------------------------------------------------
+
+
+def find_others(archive: Path) -> list[Path]:
+    """Return the archives beside the one that is to be written, and those that ship; not an older one of its name."""
+    folders = {archive.resolve().parent, SHIPPED}
+    return sorted(path for folder in folders for path in folder.glob("*.tar.*") if path.name != archive.name)
+
+
+def read_ids(archive: Path) -> set[int]:
+    """Return the ids of an archive's jobs: those of its log, and those that names of files have."""
+    members = list_members(str(archive)).members
+    named = {int(found[1]) for member in members if (found := OF_ONE_JOB.search(member.name))}
+    log = read_member(archive, "slurm-log.csv")
+    return named | set(log["id_job"] if "id_job" in log.columns else [])
+
+
+def check_ids(job_ids: Iterable[int], others: Iterable[Path]) -> None:
+    """Refuse to pack jobs whose ids are not theirs alone.
+
+    Raises
+    ------
+    ValueError
+        An id is in the folders twice, or in one of the other archives.
+    """
+    counted = Counter(job_ids)
+    twice = sorted(job_id for job_id, n in counted.items() if n > 1)
+    if twice:
+        raise ValueError(f"{len(twice)} job ids are in these folders twice, as {twice[0]}; give each folder once")
+    for other in others:
+        known = sorted(read_ids(other) & set(counted))
+        if known:
+            raise ValueError(
+                f"{len(known)} of {len(counted)} job ids are in {other} already, as {known[0]}; a lake would take one "
+                "job for the other: record them anew, or leave that folder out"
+            )
+
+
+def count_repeated(parameters: pl.DataFrame, archive: Path) -> int:
+    """Return how many jobs were drawn just like a job of another archive, by the columns of `DRAWN` that both have."""
+    theirs = read_member(archive, "job-parameters.csv")
+    shared = [name for name in DRAWN if name in theirs.columns and name in parameters.columns]
+    if not shared:
+        return 0
+    ours = parameters.select(pl.col(shared).cast(pl.String))
+    return ours.join(theirs.select(pl.col(shared).cast(pl.String)), on=shared, how="semi", nulls_equal=True).height
+
+
+def read_member(archive: Path, name: str) -> pl.DataFrame:
+    """Return a table of an archive; an empty one without columns where it has none of that name."""
+    wanted = [member for member in list_members(str(archive)).members if PurePosixPath(member.name).name == name]
+    for _, stream in stream_members(str(archive), wanted, anonymous=False):
+        return pl.read_csv(io.BytesIO(_read_all(stream)), infer_schema_length=None)
+    return pl.DataFrame()
+
+
+def _read_all(stream: ByteStream) -> bytes:
+    return b"".join(iter(lambda: stream.read(2**20), b""))
+
+
 def _csv(frame: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.write_csv(buffer)
@@ -188,6 +265,13 @@ def main() -> int:
     parser.add_argument("folders", type=Path, nargs="+")
     arguments = parser.parse_args()
     root = arguments.archive.name.partition(".")[0]
+    jobs = read_jobs(arguments.folders)
+    others = find_others(arguments.archive)
+    try:
+        check_ids((job["job_id"] for job in jobs), others)
+    except ValueError as error:
+        print(f"{arguments.archive} is not written: {error}", file=sys.stderr)
+        return 1
     files = sorted(make_files(arguments.folders, find_gpu_type(arguments.folders)))
     with (
         arguments.archive.open("wb") as raw,
@@ -199,8 +283,14 @@ def main() -> int:
             info.size = len(content)
             info.mode = 0o644
             tar.addfile(info, io.BytesIO(content))
-    jobs = len(read_jobs(arguments.folders))
-    print(f"{arguments.archive}: {jobs} jobs, {len(files)} files, {arguments.archive.stat().st_size / 1e6:.2f} MB")
+    print(f"{arguments.archive}: {len(jobs)} jobs, {len(files)} files, {arguments.archive.stat().st_size / 1e6:.2f} MB")
+    parameters = _parameters_of(jobs)
+    for other in others:
+        if repeated := count_repeated(parameters, other):
+            print(
+                f"{repeated} of the jobs were drawn like jobs of {other}; another --seed draws new ones",
+                file=sys.stderr,
+            )
     return 0
 
 

@@ -4,6 +4,9 @@
 
 leaves in OUT a spool (what the collectors wrote) and ``jobs.jsonl`` (what ran, when, and what it got done);
 ``pack.py`` makes an archive of one or several such folders. No clock, limit or mode of a GPU is changed.
+
+What runs is drawn from the seed alone, so that ``--rounds`` of one batch can be run in several calls; a batch needs a
+seed of its own. The ids are of the seed and the time, so that a round that is run again gives other ones.
 """
 
 from __future__ import annotations
@@ -104,10 +107,7 @@ class Job:
             service.end_job(self.job_id)
             codes = [_wait(child, GRACE_S) for child in self._children]
             overdue.cancel()
-        is_answer = answers[0].startswith("{")
-        return self._record(
-            started, codes, json.loads(answers[0]) if is_answer else {"error": f"no answer, exit {codes}"}
-        )
+        return self._record(started, codes, read_answer(answers[0], codes))
 
     def _killer(self, seconds: float) -> threading.Timer:
         """Kill the processes after so long, unless cancelled."""
@@ -149,6 +149,18 @@ class Job:
             _wait(child, GRACE_S)
 
 
+def read_answer(line: str, codes: list[int]) -> dict[str, Any]:
+    """Return what a child told of its job in one line of JSON; an error where it died before or within that line."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        return answer
+    said = f"answered {line[:80]!r}" if line else "no answer"
+    return {"error": f"{said}, exit {codes}"}
+
+
 def _pipe(pipe: IO[str] | None) -> IO[str]:
     if pipe is None:
         raise TypeError("the child was started without pipes")
@@ -176,14 +188,19 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def make_ids(seed: int, batch: str, first: int, time_ns: int) -> random.Random:
+    """Return what job ids are drawn from: the same round run again at another time has other ones."""
+    return random.Random(f"{seed} {batch} {first} {time_ns}")
+
+
 class Recorder:
     """Runs rounds of jobs and writes one line for each job."""
 
-    def __init__(self, out: Path, seconds: float, seed: str, service: Service) -> None:
+    def __init__(self, out: Path, seconds: float, ids: random.Random, service: Service) -> None:
         self._out = out
         self._service = service
         self._seconds = seconds
-        self._ids = random.Random(seed)
+        self._ids = ids
         self._lock = threading.Lock()
         self.failed = 0
 
@@ -252,7 +269,8 @@ def main() -> int:
     # the counter with every sample, as in the batches before; nobody else's jobs pay for it here
     intervals = Plan(gpu_interval_s=0.1, process_interval_s=1.0, node_interval_s=5.0, energy_interval_s=0.05)
     with Service(Spool(arguments.out / "spool", arguments.node), NvmlBackend(), intervals) as service:
-        recorder = Recorder(arguments.out, arguments.seconds, f"{arguments.seed} {arguments.batch} {first}", service)
+        ids = make_ids(arguments.seed, arguments.batch, first, time.time_ns())
+        recorder = Recorder(arguments.out, arguments.seconds, ids, service)
         done = recorder.run(every[first:stop], arguments.budget)
     print(f"rounds {first}:{first + done} done, {recorder.failed} jobs failed")
     return 1 if recorder.failed else 0

@@ -20,6 +20,9 @@ from ingest.units import S_PER_MINUTE
 Cells = dict[str, str]
 """One job's attempt by column of `FORMAT`, as sacct writes it."""
 
+EARLIEST_EPOCH_S: Final = 86_400.0
+"""No question goes farther back: there was no Slurm, and a start of 0 is none to sacct, which means this midnight."""
+
 _NEEDED: Final = frozenset({"JobIDRaw", "Submit", "State"})
 _KILL_WAIT_S: Final = 2.0
 
@@ -58,7 +61,7 @@ class Sacct:
         if job_ids:
             which = ["--jobs", ",".join(map(str, job_ids))]
         else:
-            start = datetime.fromtimestamp(since_epoch_s, UTC)
+            start = datetime.fromtimestamp(max(since_epoch_s, EARLIEST_EPOCH_S), UTC)
             which = ["--starttime", f"{start:%Y-%m-%dT%H:%M:%S}"]
         which += ["--allusers", "--duplicates"]
         try:

@@ -3,9 +3,14 @@
 Columns are found by name, whatever their order; values may carry their unit (``123.45 W``) or not. Both print local
 time without a zone, so the zone has to be told. ``dmon`` prints no time at all unless it is asked to (``-o DT``).
 
+``power_w`` is ``power.draw.instant`` where that was asked for, and ``power.draw`` only where it was not: what
+``power.draw`` means depends on the GPU. On Ampere (but for GA100) and newer it is an average over 1 s, on older ones
+instantaneous.
+
 References
 ----------
-nvidia-smi(1) and ``nvidia-smi --help-query-gpu``, NVIDIA driver 570: names, units, ``[N/A]``, ``[Not Supported]``.
+nvidia-smi(1) and ``nvidia-smi --help-query-gpu``, NVIDIA driver 570: names, units, ``[N/A]``, ``[Not Supported]``, the
+three readings of power. NVML API reference, ``nvmlDeviceGetPowerUsage``: GA100 is told among the older ones.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ QUERY_OPTIONAL_COLUMN_MAP: Final = {
     "memory.used": "memory_used_mib",
     "temperature.gpu": "gpu_temp_c",
     "temperature.memory": "memory_temp_c",
-    "power.draw": "power_w",
+    "power.draw.instant": "power_w",
     "power.draw.average": "power_avg_w",
     "pcie.link.width.current": "pcie_link_width",
     "clocks.current.sm": "sm_clock_mhz",
@@ -43,7 +48,7 @@ QUERY_SECOND_NAMES: Final = {
     "clocks.sm": "clocks.current.sm",
     "clocks.mem": "clocks.current.memory",
     "gpu_index": "index",
-    "power.draw.instant": "power.draw",
+    "power.draw": "power.draw.instant",
     "power.limit": "enforced.power.limit",
     "clocks_throttle_reasons.active": "clocks_event_reasons.active",
 }
@@ -106,7 +111,7 @@ def read_query_header(data: bytes, options: SmiOptions) -> tuple[list[str], int]
     Without a header (``noheader``) the names are those of ``options.columns``; none are returned where there are none.
 
     >>> read_query_header(b"timestamp, index, power.draw [W], name\\n", SmiOptions())
-    (['timestamp', 'index', 'power.draw', 'name'], 39)
+    (['timestamp', 'index', 'power.draw.instant', 'name'], 39)
     """
     line, stop = _first_line(data)
     names = _canonical(_cells(line))

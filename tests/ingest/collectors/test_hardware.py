@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import re
+from pathlib import Path
 
 import pynvml as nv
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from ingest.collectors.hardware import CALLS, GpuReading, NvmlBackend
 from ingest.errors import GpuLostError, HardwareError
 from tests.nvml_driver import H200, PlayedDriver
+
+README = Path(__file__).parents[3] / "README.md"
 
 
 class Clock:
@@ -284,3 +288,18 @@ def test_a_field_is_read_by_its_kind_and_pynvml_agrees(driver, kind, raw, value)
         == getattr(field.value, ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")[kind])
     )
     assert _value(kind, nv.NVML_ERROR_NOT_SUPPORTED, raw) is None
+
+
+# -- what the README says ----------------------------------------------------------------------------------------------
+
+
+def test_the_readme_says_how_often_slow_values_are_asked():
+    said = re.search(
+        r"Memory temperature and the limit are asked every (\S+) s, the memory clock every (\S+) s, "
+        r"PCIe width once a minute; between, the last value stands",
+        README.read_text("utf-8"),
+    )
+    assert said is not None, "the README's sentence on slow values is worded anew: word it anew here"
+    seldom_s, clock_s = map(float, said.groups())
+    slow = {"memory_temperature": seldom_s, "power_limit": seldom_s, "memory_clock": clock_s, "pcie_width": 60.0}
+    assert {name: age_s for name, age_s in CALLS.items() if age_s} == slow

@@ -167,6 +167,13 @@ def in_utc(epoch_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch_s))
 
 
+@pytest.mark.parametrize("since", ["9999999d", f"{'9' * 400}d"], ids=["9999999d", "400 digits"])
+def test_no_question_goes_back_to_before_there_was_slurm(sacct, tmp_path, since):
+    assert look(tmp_path / "spool", "--since", since) == 0
+    assert all("--starttime 1970-01-02T00:00:00 " in line for line in asked_spans(sacct))
+    assert list(files(tmp_path / "spool")) == [SNAPSHOT]
+
+
 def asked_spans(sacct: Path) -> list[str]:
     return [line for line in (sacct / "asked").read_text().splitlines() if "--starttime" in line]
 

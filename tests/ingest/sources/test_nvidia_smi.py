@@ -161,11 +161,40 @@ def test_second_names_stand_in_only_where_the_first_name_is_absent(tmp_path):
     assert [(r["power_w"], r["power_limit_w"], r["sm_clock_mhz"]) for r in samples(taken)] == [(7.0, 300.0, 900)]
     both = take_query(
         tmp_path / "both",
-        "2026/11/24 22:42:00, 0, 7 W, 5 W",
-        header="timestamp, index, power.draw.instant [W], power.draw [W]",
+        "2026/11/24 22:42:00, 0, 300 W, 250 W",
+        header="timestamp, index, power.limit [W], enforced.power.limit [W]",
     )
-    assert [row["power_w"] for row in samples(both)] == [5.0]
-    assert list(both.report.unknown_columns) == ["power.draw.instant [W]"]
+    assert [row["power_limit_w"] for row in samples(both)] == [250.0]
+    assert list(both.report.unknown_columns) == ["power.limit [W]"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+def test_of_three_readings_of_power_the_instantaneous_and_the_averaged_are_taken(tmp_path, order):
+    asked = [("power.draw [W]", "100 W"), ("power.draw.average [W]", "101 W"), ("power.draw.instant [W]", "650 W")]
+    names, watts = zip(*(asked[i] for i in order), strict=True)
+    row, header = ", ".join(["2026/11/24 22:42:00, 0", *watts]), ", ".join(["timestamp, index", *names])
+    taken = take_query(tmp_path, row, header=header)
+    assert [(r["power_w"], r["power_avg_w"]) for r in samples(taken)] == [(650.0, 101.0)]
+    assert list(taken.report.unknown_columns) == ["power.draw [W]"]
+
+
+@pytest.mark.parametrize(
+    ("names", "watts", "power_w", "power_avg_w"),
+    [
+        (["power.draw [W]"], [100], 100.0, None),
+        (["power.draw.instant [W]"], [650], 650.0, None),
+        (["power.draw.average [W]"], [101], None, 101.0),
+        (["power.draw [W]", "power.draw.average [W]"], [100, 101], 100.0, 101.0),
+        (["power.draw [W]", "power.draw.instant [W]"], [100, 650], 650.0, None),
+    ],
+    ids=["draw", "instant", "average", "draw and average", "draw and instant"],
+)
+def test_power_draw_stands_in_for_the_instantaneous_reading_alone_and_only_where_that_is_absent(
+    tmp_path, names, watts, power_w, power_avg_w
+):
+    row = ", ".join(["2026/11/24 22:42:00, 0", *(f"{one} W" for one in watts)])
+    taken = take_query(tmp_path, row, header=", ".join(["timestamp, index", *names]))
+    assert [(r["power_w"], r["power_avg_w"]) for r in samples(taken)] == [(power_w, power_avg_w)]
 
 
 def test_a_column_in_another_unit_than_expected_is_not_taken(tmp_path):
@@ -289,6 +318,16 @@ def test_files_of_several_nodes_and_kinds_in_one_folder_stay_apart(tmp_path):
     taken = take_twice(tmp_path / "in", tmp_path / "lake")
     assert sorted({row["node"] for row in samples(taken)}) == ["n3", "r1.n2"]
     assert taken.report.ignored_files == ["notes.log"]
+
+
+def test_logs_of_both_kinds_of_one_node_keep_each_row_and_of_two_at_one_time_one_in_quarantine(tmp_path):
+    write(tmp_path, "in/dmon-n1.log", DMON)
+    rows = ("2026/11/24 22:42:00.000, 0, 5 W", "2026/11/24 22:42:00.500, 0, 6 W")
+    write(tmp_path, "in/nvidia-smi-n1.csv", lines(SHORT, *rows))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert [row["power_w"] for row in samples(taken)] == [123.0, 6.0, 124.0]
+    assert [(name, reason) for name, _, reason, _ in taken.rejected()] == [("nvidia-smi-n1.csv", "repeated_time")]
+    assert (taken.report.rows_in, taken.report.rows_quarantined, taken.report.partial) == (4, 1, True)
 
 
 def test_a_folder_above_the_files_and_compression_change_nothing(tmp_path):
