@@ -1,16 +1,15 @@
 """A spool followed into a lake: round by round what is new is taken, and then removed from the spool.
 
 A round is safe to be killed at any moment: segments are removed only after the commit that took them; their names are
-noted in the spool before that, and forgotten by the lake with a later commit; until then it knows them, so that one
-that was not removed yet is not taken twice.
+noted in the spool before that (see `ingest.removal`), and forgotten by the lake with a later commit; until then it
+knows them, so that one that was not removed yet is not taken twice.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -19,21 +18,27 @@ from typing import Final
 import polars as pl
 import pyarrow as pa
 
-from ingest.collectors.spool import HEADERS, Lock, default_node, recover, row, write_whole
-from ingest.disk import sync_folder
+from ingest.collectors.spool import (
+    HEADERS,
+    NO_ROOM,
+    Lock,
+    default_node,
+    recover,
+    refused_by_disk,
+    row,
+    write_whole,
+)
 from ingest.errors import JobwattError, SourceError, SpoolBusyError, SpoolError
 from ingest.head import HEAD, MANIFEST, read_head
 from ingest.lag import newest_sample
 from ingest.maintenance import MERGED, SMALL_ROWS, maintain
 from ingest.pipeline import IngestReport, ingest
+from ingest.removal import Removal
 from ingest.retention import BelievedTime
 from ingest.runner import Runner, SerialRunner
 from ingest.sources.spool_files import SPOOL_CLUSTER, SPOOL_FILE, is_segment, node_of
 from ingest.spool_lock import taking
 from ingest.units import S_PER_MINUTE
-
-NOTES: Final = ".follower.json"
-"""In the spool: the names of segments that are, or are about to be, removed, and that the lake has not forgotten."""
 
 IDLE_UPKEEP_S: Final = 60.0
 """Parts that cannot be merged, or not yet, are looked at no more often than this."""
@@ -70,7 +75,7 @@ class Round:
 
     Samples later than now, which a wrong clock made, are left out of it; ``ahead_s`` is how much later they are.
     ``refusal`` names the first file that was refused, with its reason code; ``doubt`` says why
-    the clock is not believed.
+    the clock is not believed; ``unnoted`` why the names of removed segments could not be noted in the spool.
     """
 
     rows: int = 0
@@ -85,6 +90,7 @@ class Round:
     quarantined: int = 0
     problem: str = ""
     doubt: str = ""
+    unnoted: str = ""
 
     @property
     def did_something(self) -> bool:
@@ -92,9 +98,9 @@ class Round:
         return any((self.segments, self.snapshots, self.quarantined, self.parts_merged, self.rows_dropped))
 
     @property
-    def trouble(self) -> tuple[str, str, str, bool]:
+    def trouble(self) -> tuple[str, str, str, str, bool]:
         """What is wrong; it is said when it changes."""
-        return self.problem, self.refusal, self.doubt, self.ahead_s > 0
+        return self.problem, self.refusal, self.doubt, self.unnoted, self.ahead_s > 0
 
     def line(self) -> str:
         """Return what is said of it."""
@@ -115,8 +121,7 @@ class Round:
         ):
             if count:
                 said.append(f"{count} {what}")
-        if self.doubt:
-            said.append(self.doubt)
+        said += filter(None, (self.doubt, self.unnoted))
         return f"follower: {', '.join(said)}"
 
 
@@ -159,34 +164,6 @@ class Teller:
         self._trouble = done.trouble
 
 
-@dataclass(slots=True)
-class _Notes:
-    """Segments that were removed from the spool and that the lake still knows; kept in a file of the spool."""
-
-    path: Path
-    names: set[str] = field(default_factory=set)
-
-    def read(self) -> None:
-        """Read what an earlier follower noted."""
-        try:
-            found = json.loads(self.path.read_text("utf-8"))
-            self.names = {str(name) for name in found["removed"]}
-        except FileNotFoundError:
-            self.names = set()
-        except OSError as error:
-            raise SpoolError(
-                f"{self.path}: {error.strerror or error}; the follower must be able to read and write the spool: "
-                "run it as the user that did before",
-                reason="no_permission" if isinstance(error, PermissionError) else "disk_error",
-            ) from error
-        except (ValueError, KeyError, TypeError):  # the lake remembers a few names for ever then, that is all
-            self.names = set()
-
-    def write(self) -> None:
-        """Write it, durably."""
-        write_whole(self.path, json.dumps({"removed": sorted(self.names)}) + "\n")
-
-
 class Follower:
     """The rounds, and what is remembered between them.
 
@@ -207,9 +184,8 @@ class Follower:
         self._plan = plan
         self._wall, self._monotonic = wall, monotonic
         self._runner = runner if runner is not None else SerialRunner()
-        self._notes = _Notes(plan.spool / NOTES)
-        self._notes.read()
-        self._nodes = {node for name in sorted(self._notes.names) if (node := node_of(name))}
+        self._removal = Removal(plan.spool)
+        self._nodes = {node for name in sorted(self._removal.names) if (node := node_of(name))}
         self._node = ""
         self._time = BelievedTime(plan.spool / BELIEVED, self._newest_s, wall=wall, monotonic=monotonic)
         self._start = datetime.fromtimestamp(wall(), UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -225,14 +201,14 @@ class Follower:
         try:
             done = self._round()
         except (JobwattError, OSError, pl.exceptions.PolarsError, pa.ArrowException) as error:
-            done = Round(problem=" ".join(str(error).split()) or type(error).__name__)
+            done = Round(problem=_one_line(error))
         self._tell(done)
         return done
 
     def _round(self) -> Round:
         plan = self._plan
         close_left_open(plan.spool)
-        known = self._notes.names
+        known = self._removal.names
         removed = {name for name in known if not (plan.spool / name).exists()}
         report = ingest(
             *(str(plan.spool), plan.lake),
@@ -244,7 +220,7 @@ class Follower:
         if self._changed(report):  # what was forgotten need not be noted any more
             known -= removed
         taken = [r for r in report.records if r.status != "refused" and is_segment(r.name)]
-        self._remove(r.name for r in taken)
+        unnoted = self._remove(r.name for r in taken)
         self._node = next((node for r in taken if (node := node_of(r.name))), self._node)
         self._nodes.update(node for r in taken if (node := node_of(r.name)))
         foreign = [r for r in taken if r.name not in self._own and r.is_taken]
@@ -263,23 +239,16 @@ class Follower:
             refusal=next((f"{r.name}: {r.reason} {r.detail}".strip() for r in report.records if r.reason), ""),
             quarantined=report.rows_quarantined,
             doubt=self._time.doubt,
+            unnoted=unnoted,
         )
 
     @staticmethod
     def _changed(report: IngestReport) -> bool:
         return any(record.is_taken for record in report.records)
 
-    def _remove(self, names: Iterable[str]) -> None:
-        """Remove segments that are in the lake; the note comes first, and all is durable in this order."""
-        gone = sorted(names)
-        if not gone:
-            return
-        self._notes.names.update(gone)
-        self._notes.write()
-        for name in gone:
-            (self._plan.spool / name).unlink(missing_ok=True)
-        for folder in {(self._plan.spool / name).parent for name in gone}:
-            sync_folder(folder)
+    def _remove(self, names: Iterable[str]) -> str:
+        """Remove segments that are in the lake; return what the spool's disk refused of that."""
+        return self._removal.remove(names)
 
     # -- the lake ------------------------------------------------------------------------------------------------------
 
@@ -362,8 +331,16 @@ class Follower:
         self._told_s = now_s
 
 
+def _one_line(error: Exception) -> str:
+    """Return what went wrong, with the reason code of a full disk where it is one that has no other."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text} [disk_full]" if isinstance(error, OSError) and error.errno in NO_ROOM else text
+
+
 def close_left_open(spool: Path) -> list[Path]:
     """Close segments that a killed collector left open, unless one is at work; return them.
+
+    Where the disk has no room even for that, they wait until what is closed has been taken and removed.
 
     Raises
     ------
@@ -377,8 +354,14 @@ def close_left_open(spool: Path) -> list[Path]:
     except SpoolBusyError:
         return []
     except OSError as error:
+        if error.errno in NO_ROOM:
+            return []
         raise SpoolError(f"{spool}: {error.strerror or error}; the follower must be able to write the spool") from error
     try:
         return recover(spool)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            return []
+        raise refused_by_disk(spool, error) from error
     finally:
         lock.release()

@@ -6,6 +6,7 @@ a file, and a wall clock that is far from it is believed only after it has said 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -75,8 +76,9 @@ class BelievedTime:
     def _save(self, at_s: float) -> None:
         if at_s - self._saved_s >= SAVE_EVERY_S:
             kept = {"believed_s": self._believed_s, "waited_s": self._waited_s}
-            write_whole(self._path, json.dumps(kept) + "\n")
-            self._saved_s = at_s
+            with contextlib.suppress(OSError):  # a full disk: it is tried again, and only the next process misses it
+                write_whole(self._path, json.dumps(kept) + "\n")
+                self._saved_s = at_s
 
 
 def _doubt(leap_s: float) -> str:

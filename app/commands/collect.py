@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SECONDS = click.FloatRange(min=0)
 INTERVALS = ("gpu_interval", "energy_interval", "process_interval", "node_interval")
-LEAST_INTERVAL_S = 0.001
 
 
 def _node_name(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
@@ -156,15 +155,14 @@ def collect(
         raise click.UsageError("--label needs the COMMAND that is to run, after --.")
     if label is not None and duration is not None:
         raise click.UsageError("--duration is for collecting until stopped; a labelled run ends with its COMMAND.")
-    intervals = (gpu_interval, process_interval, node_interval)
-    if not any(intervals):
-        raise click.UsageError("all intervals are 0, so that nothing would be collected; give one of them.")
-    if any(0 < interval < LEAST_INTERVAL_S for interval in intervals):
-        raise click.UsageError(f"an interval is below {LEAST_INTERVAL_S} s, more often than anything can be read.")
     from ingest.collectors.run import Options
-    from ingest.collectors.service import Plan
+    from ingest.collectors.service import Plan, check_intervals
 
     plan = Plan(gpu_interval, process_interval, node_interval, energy_interval_s=energy_interval, probe=probe)
+    try:
+        check_intervals(plan)
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
     options = Options(spool, node, plan, replay, prometheus, duration)
     if label is None:
         from ingest.collectors.run import collect as collect_until_stopped

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -182,6 +182,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     """One thread for each scrape; none outlives the process."""
 
     daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without asking the DNS for this machine's full name, which nobody needs and which may take minutes."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
 
 
 class _Server6(_Server):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ingest.collectors.clock import steady_time
-from ingest.collectors.jobs import JobStep, job_cgroups, process_ids
+from ingest.collectors.jobs import JobStep, job_cgroups, job_of_process, process_ids
 from ingest.collectors.spool import Spool, row
 from ingest.errors import HardwareError
 
@@ -23,7 +23,7 @@ TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 BYTES_PER_MIB: Final = 2**20
 TREE: Final = ("batch", "0")
-"""Step and task of a job that is a process tree, not a Slurm step."""
+"""Step and task of a job that is a process tree, where that is in no Slurm step of the job."""
 
 
 class Usage(NamedTuple):
@@ -185,24 +185,39 @@ class _Series:
     faults: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """A job that was started here: under which step and task it is told, and the processes from which it descends."""
+
+    step: JobStep
+    roots: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class ProcessCollector:
-    """Writes one row for each job, step and task that runs, once a tick.
+    """Writes one row for each job, step and task that runs, once a tick; no process is in two of them.
 
-    Attributes
+    Jobs that were started here are told as the trees of their first processes, all others are Slurm's, by cgroup.
+
+    Parameters
     ----------
-    roots
-        Jobs that were started here: their number to the process whose tree they are. Slurm's are found by cgroup.
+    with_slurm
+        Whether Slurm's jobs are looked for at all.
     """
 
     spool: Spool
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
     wall: Callable[[], float] = steady_time
-    roots: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    with_slurm: bool = True
+    _trees: dict[int, _Tree] = field(default_factory=dict)
+    _asked: set[tuple[int, int]] = field(default_factory=set)
     _series: dict[JobStep, _Series] = field(default_factory=dict)
     _looked_uptime_s: float = 0.0
     _looking: threading.Lock = field(default_factory=threading.Lock)
+    """Held for as long as a look takes, which in a file system that hangs is without end."""
+    _listing: threading.Lock = field(default_factory=threading.Lock)
+    """Held for a moment, where jobs come and go; may be taken while `_looking` is held, not the other way round."""
 
     def begin(self) -> None:
         """Note the time from which on a job's beginning is seen."""
@@ -211,40 +226,69 @@ class ProcessCollector:
     def tick(self) -> None:
         """Look at every job's processes and append their rows."""
         with self._looking:
-            groups: dict[JobStep, list[int]] = {}
-            for step, cgroup in job_cgroups(self.sys / "fs" / "cgroup"):
-                groups.setdefault(step, []).extend(process_ids(cgroup))
-            for job_id, roots in self.roots.items():
-                groups[JobStep(job_id, *TREE)] = [pid for root in roots for pid in tree(root, self.proc)]
+            groups = self._groups()
             uptime_s = self._uptime_s()
             looked = {step: self._look(step, pids, uptime_s) for step, pids in groups.items()}
             self._series = {step: series for step, series in looked.items() if series is not None}
             self._looked_uptime_s = uptime_s
 
+    def _groups(self) -> dict[JobStep, list[int]]:
+        """Return the processes of each job, step and task; of a job that was started here its tree alone."""
+        with self._listing:
+            trees = dict(self._trees)
+        groups = {told.step: self._members(told) for told in trees.values()}
+        mine = {pid for pids in groups.values() for pid in pids}
+        for step, cgroup in job_cgroups(self.sys / "fs" / "cgroup") if self.with_slurm else ():
+            if step.job_id not in trees:
+                groups.setdefault(step, []).extend(pid for pid in process_ids(cgroup) if pid not in mine)
+        return groups
+
+    def _members(self, told: _Tree) -> list[int]:
+        return [pid for root in told.roots for pid in tree(root, self.proc)]
+
     def add(self, job_id: int, root: int) -> None:
         """Take a process and all that descend from it as a job, or as a part of it that began apart from the others.
 
-        What such a part used before the job's last look, and before it was one of the job, is not the job's.
+        What such a part used before the job's last look, and before it was one of the job, is not the job's. Where a
+        look hangs this waits for it; a job that was finished meanwhile stays so.
         """
+        with self._listing:
+            self._asked.add((job_id, root))
+        found = job_of_process(root, self.proc)
+        step = found if found is not None and found.job_id == job_id else JobStep(job_id, *TREE)
         with self._looking:
-            roots = self.roots.get(job_id, ())
-            self.roots[job_id] = (*roots, root)
-            series = self._series.get(JobStep(job_id, *TREE))
-            if not roots or series is None:
+            listed = self._list(job_id, root, step)
+            series = None if listed is None else self._series.get(listed)
+            if series is None:
                 return
-            found = {pid: read_process(pid, self.proc) for pid in tree(root, self.proc) if pid not in series.processes}
-            for pid, process in found.items():
+            new = {pid: read_process(pid, self.proc) for pid in tree(root, self.proc) if pid not in series.processes}
+            for pid, process in new.items():
                 if process is not None and process.started_ticks / TICKS_PER_S < series.looked_s:
                     series.processes[pid] = process
 
+    def _list(self, job_id: int, root: int, step: JobStep) -> JobStep | None:
+        """Make a process one of a job's roots, unless the job was finished; return the step of its earlier ones."""
+        with self._listing:
+            if (job_id, root) not in self._asked:
+                return None
+            self._asked.remove((job_id, root))
+            told = self._trees.get(job_id)
+            if told is None:
+                self._trees[job_id] = _Tree(step, (root,))
+                return None
+            self._trees[job_id] = _Tree(told.step, (*told.roots, root))
+            return told.step
+
     def finish(self, job_id: int) -> None:
         """Look at a job for the last time, best before its first process is waited for, and let it go."""
+        with self._listing:
+            told = self._trees.pop(job_id, None)
+            self._asked = {asked for asked in self._asked if asked[0] != job_id}
+        if told is None:
+            return
         with self._looking:
-            roots = self.roots.pop(job_id, ())
-            if roots:
-                step = JobStep(job_id, *TREE)
-                self._look(step, [pid for root in roots for pid in tree(root, self.proc)], self._uptime_s())
-                self._series.pop(step, None)
+            self._look(told.step, self._members(told), self._uptime_s())
+            self._series.pop(told.step, None)
 
     def _look(self, step: JobStep, pids: list[int], uptime_s: float) -> _Series | None:
         found = {pid: process for pid in pids if (process := read_process(pid, self.proc)) is not None}

@@ -11,24 +11,24 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from ingest.collectors.clock import steady_time
 from ingest.collectors.energy import EnergyTwice
+from ingest.collectors.family import end_family
 from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
-from ingest.collectors.service import Plan, Service
+from ingest.collectors.run_ids import choose, remember
+from ingest.collectors.service import Plan, Service, check_intervals
 from ingest.collectors.signals import ending_on_signals
 from ingest.collectors.spool import HEADERS, Spool, default_node, row, write_whole
 from ingest.errors import HardwareError, JobwattError, SpoolError
 
-JOB_IDS_COUNT_FROM_S: Final = 1_577_836_800
-"""2020-01-01T00:00:00Z: job ids that are made here are microseconds since then, below 2**53."""
-
 COMPLETED, CANCELLED, FAILED = 3, 4, 5
 KILL_AFTER_S: Final = 10.0
+"""What of a command, and of all that it started, has not ended so long after SIGTERM is killed."""
 
 ENERGY_HELP: Final = "0: no energy counter (default: 30, or 300 GPU intervals where those are longer)"
 
@@ -117,7 +117,7 @@ def collect(options: Options) -> None:
 
 
 def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequence[int] | None = None) -> RunReport:
-    """Collect while a command runs, under a job id of its own (Slurm's, inside a Slurm job), and label it.
+    """Collect while a command runs, under a job id of its own, and label it; inside a Slurm job as `run_ids` says.
 
     Parameters
     ----------
@@ -129,30 +129,32 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
     JobwattError
         Collecting cannot begin. Where it fails later the command runs on, and the report names the problem.
     """
-    slurm_id = os.environ.get("SLURM_JOB_ID", "")
-    job_id = int(slurm_id) if slurm_id.isdigit() else int((time.time() - JOB_IDS_COUNT_FROM_S) * 1e6)
+    run = choose(label, options.spool, os.environ, time.time())
     end: _End | None = None
-    notices: tuple[str, ...] = ()
+    notices: tuple[str, ...] = (run.notice,) if run.notice else ()
     problem = ""
     try:
-        with collecting(options) as service:
+        # other Slurm jobs of this node are no concern of this run
+        with collecting(replace(options, plan=replace(options.plan, with_slurm=False))) as service:
             devices = service.inventory.devices if service.inventory is not None else {}
             if gpus is not None:
                 mine = _given_gpus(gpus, service.backend)
             else:
                 mine = visible_gpus(os.environ, devices)
-                notices = () if mine or service.gpu is None else (_no_gpu(os.environ, devices),)
-            end = _run(service, job_id, label, command, mine)
-            if not slurm_id:
-                _write_job(service, job_id, mine, end)
+                notices += () if mine or service.gpu is None else (_no_gpu(os.environ, devices),)
+            end = _run(service, run.job_id, None if run.is_labelled else label, command, mine)
+            if run.is_slurms:
+                remember(run.job_id, label, options.spool)
+            else:
+                _write_job(service, run.job_id, mine, end)
     except Exception as error:
         # whatever it is: a command that ran for hours has its exit code told
         if end is None:
             raise
         problem = _one_line(error)
-    run_s, energy = end.ended_s - end.started_s, service.energy_of(job_id)
+    run_s, energy = end.ended_s - end.started_s, service.energy_of(run.job_id)
     notices += _unsampled(mine, energy, {} if service.gpu is None else service.gpu.lost)
-    return RunReport(job_id, label, end.exit_code, run_s, energy, end.problem or problem, mine, notices)
+    return RunReport(run.job_id, label, end.exit_code, run_s, energy, end.problem or problem, mine, notices)
 
 
 def _unsampled(gpus: Sequence[int], energy: Sequence[EnergyTwice], lost: Mapping[int, str]) -> tuple[str, ...]:
@@ -194,15 +196,16 @@ class _End:
     problem: str = ""
 
 
-def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
+def _run(service: Service, job_id: int, label: str | None, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
     """Run a command as a job; what ends the service ends the command, but a collector's failure does not."""
     started_s = steady_time()
     child = subprocess.Popen(command, env={**os.environ, "JOBWATT_JOB_ID": str(job_id)})
     try:
         service.begin_job(job_id, child.pid, gpus)
-        service.label(job_id, label)
+        if label is not None:
+            service.label(job_id, label)
     except Exception:
-        child.kill()
+        end_family(child.pid, 0.0)
         child.wait()
         raise
     ended = threading.Event()
@@ -218,9 +221,7 @@ def _run(service: Service, job_id: int, label: str, command: Sequence[str], gpus
         pass  # the command goes on without the collector
     cancelled = not ended.is_set()
     if cancelled:
-        child.terminate()
-        if not ended.wait(KILL_AFTER_S):
-            child.kill()
+        end_family(child.pid, KILL_AFTER_S)
     ended.wait()
     ended_s = steady_time()
     problem = ""
@@ -335,8 +336,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = parser.parse_args(words)
     if told.label is None and (command or told.gpus is not None):
         parser.error("a COMMAND and --gpus need --label NAME, which says what it is")
+    if told.label is not None and not command:
+        parser.error("--label needs the COMMAND that is to run, after --")
     intervals = (told.gpu_interval, told.process_interval, told.node_interval)
     plan = Plan(*intervals, energy_interval_s=told.energy_interval, probe=told.probe)
+    try:
+        check_intervals(plan)
+    except ValueError as error:
+        parser.error(str(error))
     options = Options(told.spool, told.node, plan, told.replay, told.prometheus, told.duration)
     try:
         if told.label is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -46,6 +47,7 @@ class Events:
         self.counts: dict[tuple[str, str], int] = {}
         self._spool, self._wall, self._monotonic, self._say = spool, wall, monotonic, say
         self._said_s: dict[str, float] = {}
+        self._telling = threading.Lock()
 
     def record(
         self,
@@ -75,11 +77,14 @@ class Events:
 
     def _tell(self, line: str) -> None:
         """Say a line, unless it was said within the last `SAY_AGAIN_S`."""
-        now_s = self._monotonic()
-        if self._say is None or now_s - self._said_s.get(line, -SAY_AGAIN_S) < SAY_AGAIN_S:
+        if self._say is None:
             return
-        self._said_s = {said: at_s for said, at_s in self._said_s.items() if now_s - at_s < SAY_AGAIN_S}
-        self._said_s[line] = now_s
+        now_s = self._monotonic()
+        with self._telling:
+            self._said_s = {said: at_s for said, at_s in self._said_s.items() if now_s - at_s < SAY_AGAIN_S}
+            if line in self._said_s:
+                return
+            self._said_s[line] = now_s
         self._say(line)
 
 

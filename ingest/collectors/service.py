@@ -22,6 +22,7 @@ from ingest.collectors.schedule import ClockWatch, Events, ticks
 from ingest.collectors.spool import SYNC_S, Spool, row
 from ingest.errors import JobwattError, SpoolError
 
+LEAST_INTERVAL_S: Final = 0.001
 COST_EVERY_S: Final = 60.0
 NAP_S: Final = 1.0
 """A thread that ticks at least this often sees the end at its next tick; the others are woken for it."""
@@ -30,14 +31,16 @@ STOP_WITHIN_S: Final = 10.0
 """How long the end waits for a collector that hangs in a file system; its rows are kept up to there."""
 
 LAST_LOOK_WITHIN_S: Final = 6.0
-"""How long the end of a job waits for the last look at its processes and GPUs, where a driver or a disk hangs."""
+"""How long the end of a job waits for the last look at its processes and GPUs, where a driver or a disk hangs; and its
+beginning for a look that is under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is collected, and how often, in s; 0: not at all.
 
-    ``energy_interval_s`` is how often a GPU's energy counter is asked at least; see `energy_s`.
+    ``energy_interval_s`` is how often a GPU's energy counter is asked at least; see `energy_s`. ``with_slurm``: the
+    processes of Slurm's jobs on this node are told, not only of those that are started here.
     """
 
     gpu_interval_s: float = 0.1
@@ -47,6 +50,7 @@ class Plan:
     energy_interval_s: float | None = None
     probe: Path | None = None
     root: Path = Path("/")
+    with_slurm: bool = True
 
     @property
     def energy_s(self) -> float:
@@ -54,6 +58,23 @@ class Plan:
         if self.energy_interval_s is not None:
             return self.energy_interval_s
         return max(ENERGY_S, ENERGY_TICKS * self.gpu_interval_s)
+
+
+def check_intervals(plan: Plan) -> None:
+    """Check that something is collected, and nothing more often than it can be read.
+
+    Raises
+    ------
+    ValueError
+        It is not so.
+    """
+    intervals_s = (plan.gpu_interval_s, plan.process_interval_s, plan.node_interval_s)
+    if not all(0 <= interval_s < float("inf") for interval_s in (*intervals_s, plan.energy_s)):
+        raise ValueError("an interval is below 0 or no number; give seconds, or 0 for what is not to be collected")
+    if not any(intervals_s):
+        raise ValueError("all intervals are 0, so that nothing would be collected; give one of them")
+    if any(0 < interval_s < LEAST_INTERVAL_S for interval_s in intervals_s):
+        raise ValueError(f"an interval is below {LEAST_INTERVAL_S} s, more often than anything can be read")
 
 
 class _Worker(threading.Thread):
@@ -111,7 +132,7 @@ class Service:
         self.events = Events(spool, say=say)
         self.jobs = JobTable()
         root = self.plan.root
-        self.process = ProcessCollector(spool, root / "proc", root / "sys")
+        self.process = ProcessCollector(spool, root / "proc", root / "sys", with_slurm=self.plan.with_slurm)
         self.node = NodeCollector(spool, self.plan.probe or spool.root, root)
         self.gpu: GpuCollector | None = None
         self.inventory: Inventory | None = None
@@ -150,9 +171,9 @@ class Service:
         self.stopping.set()
 
     def begin_job(self, job_id: int, pid: int, gpus: tuple[int, ...]) -> None:
-        """Count a process tree, and GPUs, as one job's from now on."""
-        self.process.add(job_id, pid)
+        """Count a process tree, and GPUs, as one job's from now on; the tree later, where a look at others hangs."""
         self.jobs.assigned.update(dict.fromkeys(gpus, job_id))
+        self._within({"process": partial(self.process.add, job_id, pid)}, LAST_LOOK_WITHIN_S)
 
     def end_job(self, job_id: int) -> None:
         """Look at the job's processes and GPUs for the last time, and let them go.
@@ -165,7 +186,7 @@ class Service:
             looks["gpu"] = partial(self.gpu.close, mine)
         try:
             # what was read before is on the disk, whatever the last look meets
-            self._finish({"sync": self.spool.sync, **looks}, LAST_LOOK_WITHIN_S)
+            self._within({"sync": self.spool.sync, **looks}, LAST_LOOK_WITHIN_S)
         finally:
             for index in mine:
                 self.jobs.assigned.pop(index, None)
@@ -218,7 +239,7 @@ class Service:
             ]
         return told
 
-    def _finish(self, works: Mapping[str, Callable[[], None]], seconds: float) -> None:
+    def _within(self, works: Mapping[str, Callable[[], None]], seconds: float) -> None:
         """Do what may hang, all at once; raises the first failure. What hangs is an event, and left behind."""
         failures = self._try(works, seconds)
         for failure in failures:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -27,8 +28,14 @@ from ingest.errors import SpoolBusyError, SpoolError
 
 SPOOL_JSON: Final = "spool.json"
 FORMAT: Final = {"format": "jobwatt-spool", "version": 1}
+LOST_FOUND: Final = "lost+found"
+"""What the root of a file system of its own has from the beginning."""
+
 SYNC_S: Final = 2.5
 """How often the collector hands its rows to the disk; a ``kill -9`` loses no more than that and what a sync takes."""
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk, or what is left of a quota, is full."""
 
 HEADERS: Final[Mapping[str, str]] = {
     "gpu": (
@@ -119,8 +126,9 @@ class Lock:
                 "another spool"
             )
         told = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, (json.dumps(told) + "\n").encode(), 0)
+        with suppress(OSError):  # a full disk: the lock is held all the same
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, (json.dumps(told) + "\n").encode(), 0)
 
     def _take(self, wait_s: float) -> bool:
         until_s = time.monotonic() + wait_s
@@ -176,7 +184,7 @@ def is_spool(root: Path) -> bool:
 
 def _is_of_a_spool(name: str) -> bool:
     """Return whether a spool may hold a name before its ``spool.json`` is seen: what is hidden or a lock is passing."""
-    return name in (*HEADERS, SPOOL_JSON) or name.startswith((".", "LOCK"))
+    return name in (*HEADERS, SPOOL_JSON, LOST_FOUND) or name.startswith((".", "LOCK"))
 
 
 def recover(root: Path) -> list[Path]:
@@ -260,7 +268,7 @@ class Spool:
             self._lock = Lock(root, wait_s=1.0)
             self.recovered = self._begin()
         except OSError as error:
-            raise _spool_error(root, error) from error
+            raise refused_by_disk(root, error) from error
         self._start, self._seq = self._stamp(), 0
 
     def _begin(self) -> list[Path]:
@@ -300,7 +308,7 @@ class Spool:
                     self._rotate(kind)
         except OSError as error:
             self._failed = True
-            raise _spool_error(self.root, error) from error
+            raise refused_by_disk(self.root, error) from error
 
     def next_name(self) -> str:
         """Return a name for a segment that nobody else uses: node, start of this run, number."""
@@ -319,7 +327,7 @@ class Spool:
                 for kind in list(self._open):
                     self._open.pop(kind).close()
             except OSError as error:
-                raise _spool_error(self.root, error) from error
+                raise refused_by_disk(self.root, error) from error
             finally:
                 self._lock.release()
 
@@ -348,10 +356,10 @@ class Spool:
             self._open.pop(kind).close()
 
 
-def _spool_error(root: Path, error: OSError) -> SpoolError:
+def refused_by_disk(root: Path, error: OSError) -> SpoolError:
     """Return what the system refused, in one line that says what to do about it."""
     where = error.filename or root
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in NO_ROOM:
         return SpoolError(
             f"{where}: no space left ({error.strerror}); what was written stays; make room and start again",
             reason="disk_full",

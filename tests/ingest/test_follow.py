@@ -217,7 +217,7 @@ def test_a_round_that_fails_is_said_and_tried_again(spool, monkeypatch):
         patch.setattr(ingest.follow, "ingest", full)
         failed = one.round()
     assert failed.line().startswith("follower: [Errno 28] No space left on device")
-    assert failed.line().endswith("; trying again")
+    assert failed.line().endswith(": 'part-1.parquet' [disk_full]; trying again")
     assert len(segments(spool)) == 1
     assert one.round().segments == 1
     events = lake_of(spool).scan("collector_events").select("event", "collector").collect()

@@ -128,3 +128,12 @@ def test_it_ends_at_once_and_leaves_the_address_free(service):
     assert time.monotonic() - began_s < 5
     with serve(service, f"127.0.0.1:{port}") as again:
         assert again == port
+
+
+def test_the_exporter_begins_without_asking_the_dns_for_this_machine_s_name(service, monkeypatch):
+    def ask(*_):
+        raise AssertionError("a dead DNS would hold up the start")
+
+    for name in ("getfqdn", "gethostbyaddr", "gethostbyname"):
+        monkeypatch.setattr(f"socket.{name}", ask)
+    assert scrape(service)

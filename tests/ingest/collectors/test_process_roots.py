@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ import pytest
 from ingest.collectors.process import ProcessCollector
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.spool import Spool
-from tests.spools import read_rows
+from tests.recorded_proc import Told, write_cgroup, write_process, write_uptime
+from tests.spools import open_spool, read_rows
 
 BURN = "import sys, time\nwhile time.process_time() < {cpu_s}: pass\nprint(flush=True)\nsys.stdin.read({then})"
 
@@ -117,3 +119,57 @@ def test_a_rank_that_is_its_launchers_child_is_counted_once(tmp_path):
         launcher.communicate()
     rows = read_rows(tmp_path, "process")
     assert 0.3 <= sum(float(row["CPUTime"] or 0) for row in rows) < 0.55
+
+
+STEP = "system.slice/n1_slurmstepd.scope/job_42/step_0/user/task_3"
+
+
+def told(root: Path, *, job_id: int, with_slurm: bool = True) -> list[tuple[str, str, str]]:
+    """The rows of one look at a step of job 42 that has a labelled run (10, 11) and a stranger (12), and at job 43."""
+    proc, tree = root / "proc", root / "sys"
+    write_uptime(proc, 1000.0)
+    collector = ProcessCollector(open_spool(root / "spool"), proc, tree, with_slurm=with_slurm)
+    collector.begin()
+    write_cgroup(tree, f"fs/cgroup/{STEP}", [10, 11, 12])
+    write_cgroup(tree, "fs/cgroup/system.slice/n1_slurmstepd.scope/job_43/step_batch/user/task_0", [20])
+    for pid, parent in ((10, 1), (11, 10), (12, 1), (20, 1)):
+        write_process(proc, Told(pid, parent=parent, started_s=1001.0, cpu_s=float(pid), cgroup=f"0::/{STEP}"))
+    collector.add(job_id, 10)
+    write_uptime(proc, 1040.0)
+    collector.tick()
+    collector.spool.close()
+    rows = read_rows(root / "spool", "process")
+    return sorted((row["id_job"], f"{row['Step']}/{row['Series']}", row["CPUTime"]) for row in rows)
+
+
+def test_a_labelled_run_in_a_step_is_told_under_that_step_and_task_and_each_of_its_processes_once(tmp_path):
+    other = ("43", "batch/Task_0", "20.00")
+    assert told(tmp_path, job_id=42) == [("42", "0/Task_3", "21.00"), other]
+
+
+def test_a_run_under_a_number_of_its_own_takes_its_processes_from_the_slurm_job_s(tmp_path):
+    assert told(tmp_path, job_id=7) == [
+        ("42", "0/Task_3", "12.00"),
+        ("43", "batch/Task_0", "20.00"),
+        ("7", "batch/Task_0", "21.00"),
+    ]
+
+
+def test_without_slurm_only_what_was_started_here_is_told(tmp_path):
+    assert told(tmp_path, job_id=42, with_slurm=False) == [("42", "0/Task_3", "21.00")]
+
+
+def test_a_job_that_ended_while_it_waited_for_a_look_stays_ended(tmp_path):
+    write_uptime(tmp_path / "proc", 1000.0)
+    write_process(tmp_path / "proc", Told(10, started_s=1001.0, cpu_s=1.0))
+    collector = ProcessCollector(open_spool(tmp_path / "spool"), tmp_path / "proc", tmp_path / "sys")
+    with collector._looking:  # as while a look hangs
+        adding = threading.Thread(target=collector.add, args=(7, 10), daemon=True)
+        adding.start()
+        while not collector._asked:
+            time.sleep(0.001)
+        collector.finish(7)
+    adding.join(10)
+    collector.tick()
+    collector.spool.close()
+    assert read_rows(tmp_path / "spool", "process") == []

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from ingest.collectors.schedule import ClockWatch, Events, ticks
@@ -111,3 +115,27 @@ def test_what_is_to_be_seen_at_once_is_said_with_its_reason_and_the_same_line_on
     rows = read_events(events)
     assert len(rows) == 132
     assert rows[1]["detail"] == "gpu_lost: GPU 1: gone"
+
+
+@pytest.fixture
+def _hasty() -> Iterator[None]:
+    """Threads that take turns as often as they can."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before_s)
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_line_that_several_threads_have_at_one_time_is_said_once(tmp_path, clocks):
+    said: list[str] = []
+    events = Events(open_spool(tmp_path, clocks), wall=clocks.wall, monotonic=clocks.monotonic, say=said.append)
+
+    def record() -> None:
+        for number in range(400):
+            events.record("gpu", "sensor_lost", detail=f"GPU {number}: gone", reason="gpu_lost")
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(record) for _ in range(4)]:
+            done.result()
+    assert len(said) == len(set(said)) == 400

@@ -20,7 +20,10 @@ from ingest.collectors.run import Options, collect_run, report_lines
 from ingest.collectors.service import Plan, Service
 from ingest.collectors.spool import Spool
 from ingest.errors import HardwareError, SpoolError
+from ingest.lake import Lake
+from ingest.pipeline import ingest
 from tests.recorded_gpus import write_recording
+from tests.recorded_proc import write_cgroup
 from tests.spools import read_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +64,11 @@ def has_rows(spool: Path) -> bool:
     return any(path.stat().st_size > 2000 for path in spool.glob("gpu/*"))
 
 
+def has_begun(spool: Path, before: set[str]) -> bool:
+    """Whether a segment that was not there before has a row."""
+    return any(path.name not in before and path.read_bytes().count(b"\n") > 1 for path in spool.glob("gpu/*.open"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_with_every_segment_closed(tmp_path, recording, number):
     spool = tmp_path / "spool"
@@ -96,7 +104,7 @@ def test_twenty_kills_lose_at_most_five_seconds_each_and_never_break_the_spool(t
     for number in range(20):
         with running(command(spool, recording, "--gpu-interval", "0.02", "--process-interval", "0.5")) as process:
             began = {path.name for path in spool.glob("gpu/*")}
-            wait_for(lambda began=began: any(path.name not in began for path in spool.glob("gpu/*.open")))
+            wait_for(lambda began=began: has_begun(spool, began))
             time.sleep(0.13 * number)
             process.kill()
             process.wait()
@@ -256,12 +264,83 @@ def test_ending_a_labelled_run_ends_the_command_and_says_so(tmp_path, recording)
     assert (job["state"], job["exit_code"]) == ("4", "15")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ending_a_labelled_run_ends_what_its_command_started(tmp_path, number):
+    words = [*command(tmp_path / "spool", None, "--gpu-interval", "0", "--label", "x"), "--", "bash", "-c"]
+    with running([*words, f"sleep 60 & echo $! > {tmp_path}/child; wait; true"]) as process:
+        wait_for(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+        child = Path("/proc") / (tmp_path / "child").read_text().strip()
+        assert child.exists()
+        process.send_signal(number)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    wait_for(lambda: not child.exists() or ") Z " in (child / "stat").read_text())
+
+
 def test_inside_a_slurm_job_a_labelled_run_is_that_job_and_the_scheduler_tells_of_it(tmp_path, recording):
     words = [*command(tmp_path, recording, "--label", "x"), "--", "true"]
     done = subprocess.run(words, cwd=ROOT, check=False, env={**os.environ, "SLURM_JOB_ID": "4242"}, capture_output=True)
     assert done.returncode == 0
     assert [row["id_job"] for row in read_rows(tmp_path, "labels")] == ["4242"]
     assert not (tmp_path / "jobs").exists()
+
+
+def run_labels(spool: Path, *labels: str, slurm_id: str) -> list[str]:
+    """Run a command under each label, one after the other, and return what each said at its end."""
+    said = []
+    for label in labels:
+        words = [*command(spool, None, "--gpu-interval", "0", "--label", label), "--", "true"]
+        environment = {**os.environ, "SLURM_JOB_ID": slurm_id}
+        done = subprocess.run(words, cwd=ROOT, check=True, env=environment, capture_output=True, text=True)
+        said.append(done.stderr)
+    return said
+
+
+def test_a_second_label_in_a_slurm_job_is_a_job_of_its_own_and_the_same_one_again_is_not(tmp_path):
+    *_, same, other = run_labels(tmp_path, "a", "a", "b", slurm_id="4242")
+    first, second = read_rows(tmp_path, "labels")
+    assert (first["id_job"], first["model"], second["model"]) == ("4242", "a", "b")
+    assert int(second["id_job"]) > 1e14
+    (job,) = read_rows(tmp_path, "jobs")
+    assert job["id_job"] == second["id_job"]
+    assert "already" not in same
+    assert f"job {job['id_job']} (b)" in other
+    assert "Slurm's job 4242 is labelled 'a' in this spool already: this run is a job of its own" in other
+
+
+def test_two_labels_of_a_slurm_job_both_come_into_the_lake(tmp_path):
+    run_labels(tmp_path / "spool", "a", "a", "b", slurm_id="4242")
+    report = ingest(str(tmp_path / "spool"), tmp_path / "lake")
+    assert (report.rows_quarantined, report.files_refused) == (0, 0)
+    labels = Lake(tmp_path / "lake").scan("labels").collect()
+    assert sorted(labels["label"]) == ["a", "b"]
+
+
+def test_a_slurm_job_number_that_is_none_is_no_slurm_job(tmp_path):
+    run_labels(tmp_path, "a", slurm_id="none")
+    (label,) = read_rows(tmp_path, "labels")
+    (job,) = read_rows(tmp_path, "jobs")
+    assert label["id_job"] == job["id_job"]
+    assert int(job["id_job"]) > 1e14
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--node-interval", "0.0001"), "an interval is below 0.001 s"),
+        (("--gpu-interval", "0", "--process-interval", "0", "--node-interval", "0"), "all intervals are 0"),
+        (("--gpu-interval", "-1"), "an interval is below 0"),
+        (("--process-interval", "nan"), "no number"),
+        (("--label", "x"), "--label needs the COMMAND"),
+    ],
+)
+def test_intervals_at_which_nothing_could_be_collected_are_refused_and_nothing_is_written(
+    tmp_path, capsys, words, says
+):
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--spool", str(tmp_path / "spool"), *words])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "spool").exists()
 
 
 def test_a_disk_that_fills_up_stops_collecting_with_one_line_and_keeps_what_was_written(tmp_path, recording):
@@ -473,3 +552,43 @@ def test_the_end_tells_what_it_all_cost(tmp_path, recording):
     assert int(cost["count"]) >= 5
     assert 0 < float(cost["seconds"]) < 5
     assert 5 < float(cost["detail"]) < 4000
+
+
+def test_a_look_at_processes_that_hangs_does_not_hold_up_the_beginning_of_a_job(tmp_path, recording, monkeypatch):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    plan = Plan(gpu_interval_s=0.05, process_interval_s=0, node_interval_s=0)
+    service = Service(Spool(tmp_path, "n1"), Troubled(recording), plan)
+    with service, subprocess.Popen(["sleep", "60"]) as child:
+        with service.process._looking:  # as while a file of /proc does not come back
+            began_s = time.monotonic()
+            beginning = threading.Thread(target=service.begin_job, args=(7, child.pid, (0,)), daemon=True)
+            beginning.start()
+            wait_for(lambda: service.jobs.assigned == {0: 7}, 0.2)
+            beginning.join(5)
+            assert not beginning.is_alive()
+            assert time.monotonic() - began_s < 2
+        wait_for(lambda: not service.process._asked)
+        child.kill()
+        service.end_job(7)
+    assert [row["id_job"] for row in read_rows(tmp_path, "process")] == ["7"]  # it was taken when the look came back
+    (hanging,) = [row["detail"] for row in read_rows(tmp_path, "events") if row["event"] == "error"]
+    assert hanging.startswith("process did not end within")
+
+
+def test_a_command_that_ends_while_its_beginning_hangs_has_its_exit_code_told(tmp_path, recording, monkeypatch):
+    monkeypatch.setattr("ingest.collectors.service.LAST_LOOK_WITHIN_S", 0.3)
+    monkeypatch.setattr("ingest.collectors.process.ProcessCollector.add", lambda *_: threading.Event().wait(60))
+    monkeypatch.setattr(run, "open_backend", lambda _: Troubled(recording))
+    options = Options(tmp_path, "n1", Plan(process_interval_s=0, node_interval_s=0))
+    assert collect_run(options, "x", ["sh", "-c", "exit 3"]).exit_code == 3
+
+
+def test_a_labelled_run_tells_no_other_job_of_its_node(tmp_path, monkeypatch):
+    sys_tree = tmp_path / "sys"
+    write_cgroup(sys_tree, "fs/cgroup/system.slice/n1_slurmstepd.scope/job_43/step_0/user/task_0", [os.getpid()])
+    (tmp_path / "proc").symlink_to("/proc")
+    plan = Plan(gpu_interval_s=0, process_interval_s=0.1, node_interval_s=0, root=tmp_path)
+    report = collect_run(Options(tmp_path / "spool", "n1", plan), "x", ["sleep", "0.5"])
+    rows = read_rows(tmp_path / "spool", "process")
+    assert len(rows) >= 2
+    assert {row["id_job"] for row in rows} == {str(report.job_id)}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.collectors.spool import HEADERS, Lock, check_node, default_node, recover, row, write_whole
+from ingest.collectors.spool import HEADERS, Lock, check_node, default_node, is_spool, recover, row, write_whole
 from ingest.errors import SpoolBusyError, SpoolError
 from tests.clocks import Clocks
 from tests.spools import open_spool, read_rows
@@ -282,3 +282,9 @@ def test_collectors_import_only_the_standard_library_until_a_gpu_or_metrics_are_
     heavy = {"polars", "pyarrow", "numpy", "dask", "click", "pynvml", "prometheus_client", "psutil", "xxhash"}
     assert "ingest" in loaded
     assert not loaded & heavy
+
+
+def test_the_root_of_a_file_system_of_its_own_can_be_a_spool(tmp_path):
+    (tmp_path / "lost+found").mkdir(mode=0o700)
+    open_spool(tmp_path).close()
+    assert is_spool(tmp_path)
