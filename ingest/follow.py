@@ -30,7 +30,7 @@ from ingest.collectors.spool import (
 )
 from ingest.errors import JobwattError, SourceError, SpoolBusyError, SpoolError
 from ingest.head import HEAD, MANIFEST, read_head
-from ingest.lag import newest_sample
+from ingest.lag import newest_sample, snapshot_nodes
 from ingest.maintenance import MERGED, SMALL_ROWS, maintain
 from ingest.pipeline import IngestReport, ingest
 from ingest.removal import Removal
@@ -182,6 +182,7 @@ class Follower:
         runner: Runner | None = None,
     ) -> None:
         self._plan = plan
+        self._snapshot_nodes: set[str] = set()
         self._wall, self._monotonic = wall, monotonic
         self._runner = runner if runner is not None else SerialRunner()
         self._removal = Removal(plan.spool)
@@ -223,6 +224,9 @@ class Follower:
         unnoted = self._remove(r.name for r in taken)
         self._node = next((node for r in taken if (node := node_of(r.name))), self._node)
         self._nodes.update(node for r in taken if (node := node_of(r.name)))
+        if not self._nodes:  # a spool of Prometheus alone; all of its snapshots are looked at once
+            told = [r for r in report.records if r.is_taken or (r.status == "unchanged" and not self._snapshot_nodes)]
+            self._snapshot_nodes |= snapshot_nodes(plan.spool, (r.name for r in told))
         foreign = [r for r in taken if r.name not in self._own and r.is_taken]
         self._own -= {r.name for r in taken}
         merged, dropped = self._look_after()
@@ -288,14 +292,18 @@ class Follower:
         """Return how far the newest sample of this spool's nodes is behind, and how far samples are ahead; in s."""
         now_s = self._wall()
         until = datetime.fromtimestamp(now_s + SLEWED_S, UTC)
-        newest = newest_sample(self._plan.lake, self._plan.cluster, nodes=self._nodes, until=until)
+        newest = newest_sample(
+            self._plan.lake, self._plan.cluster, nodes=self._nodes or self._snapshot_nodes, until=until
+        )
         is_ahead = newest.of_all is not None and newest.of_all > until
         ahead_s = newest.of_all.timestamp() - now_s if newest.of_all is not None and is_ahead else 0.0
         return None if newest.time is None else max(0.0, now_s - newest.time.timestamp()), ahead_s
 
     def _newest_s(self) -> float | None:
         until = datetime.fromtimestamp(self._wall(), UTC)
-        newest = newest_sample(self._plan.lake, self._plan.cluster, nodes=self._nodes, until=until).time
+        newest = newest_sample(
+            self._plan.lake, self._plan.cluster, nodes=self._nodes or self._snapshot_nodes, until=until
+        ).time
         return None if newest is None else newest.timestamp()
 
     # -- its own events ------------------------------------------------------------------------------------------------

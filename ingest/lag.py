@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -12,6 +12,10 @@ import polars as pl
 from ingest.head import HEAD, MANIFEST, Head, read_head
 from ingest.manifest import NO_PART, read_pieces
 from ingest.parts import read_part, time_range
+from ingest.sources.spool_files import is_segment
+
+SNAPSHOT_NODE: Final = {"gpu": "node", "node": "Node"}
+"""Folder of a spool to the column that has the node in its hourly snapshots, whose names do not tell it."""
 
 _TIMED: Final = ("cpu_samples", "node_samples")
 
@@ -69,3 +73,17 @@ def _newest_timed(lake: Path, head: Head, cluster: str, nodes: Collection[str], 
         if isinstance(until_then, datetime) and (newest is None or until_then > newest):
             newest = until_then
     return Newest(newest, of_all)
+
+
+def snapshot_nodes(spool: Path, names: Iterable[str]) -> set[str]:
+    """Return the nodes that have rows in the newest of these hourly snapshots of each source; others are not read."""
+    newest: dict[str, str] = {}
+    for name in sorted(names):
+        if name.partition("/")[0] in SNAPSHOT_NODE and not is_segment(name):
+            newest[name.rpartition("-")[0]] = name
+    columns = {name: SNAPSHOT_NODE[name.partition("/")[0]] for name in newest.values()}
+    frames = [
+        pl.read_csv(spool / name, columns=[column], schema_overrides={column: pl.String})
+        for name, column in columns.items()
+    ]
+    return {node for frame in frames for node in frame.to_series().drop_nulls().unique()}

@@ -309,6 +309,23 @@ def test_the_lag_is_that_of_the_nodes_of_this_spool_and_its_event_names_them(spo
     assert told["node"].to_list() == ["login-2"]
 
 
+@pytest.mark.parametrize("kind", ["gpu", "node"])
+def test_a_spool_of_prometheus_alone_lags_by_its_own_nodes_after_a_restart_too(spool, tmp_path, kind):
+    """Its files are snapshots, whose names do not tell the node: a Prometheus that fell silent is not to be hidden."""
+    clock = Clock(100)
+    cells = {"gpu": gpu_cells(40, None, node="n7"), "node": ["n7", START_S + 40, *[None] * 7]}[kind]
+    hour = datetime.fromtimestamp(START_S + 40, UTC).strftime("%Y%m%dT%HZ")
+    write_named(spool, f"{kind}/prometheus-site-{hour}.csv", [cells])
+    other = make_spool(tmp_path / "other")
+    write_segment(other, "gpu", 1, [gpu_cells(99, 8)])
+    Follower(FollowPlan(other, tmp_path / "lake"), wall=clock, monotonic=clock.monotonic).round()
+    one = follower(spool, clock)
+    assert one.round().lag_s == pytest.approx(60)
+    clock.seconds = 130
+    assert one.round().lag_s == pytest.approx(90)
+    assert follower(spool, clock).round().lag_s == pytest.approx(90)
+
+
 def test_samples_of_the_future_do_not_hide_that_nothing_comes(spool):
     clock = Clock(100)
     one = follower(spool, clock)
