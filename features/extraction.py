@@ -1,7 +1,7 @@
 """One task of an extraction: the series of a partition of gpu_samples become one part of the lake's features.
 
-Rows are read as they are needed and windows described a batch at a time, so memory grows neither with the length of a
-series nor with the number of series.
+Rows are read as they are needed, also those around a window, and windows described a batch at a time, so memory grows
+neither with the length of a series or job nor with the number of series.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.context import read_cpu_samples, read_node_parts, read_node_samples
 from features.describe import describe
-from features.job import CPU_COLUMNS, CPU_MARGIN_S, NODE_COLUMNS, NODE_MARGIN_S, context
+from features.job import context
 from features.variant import Variant
 from features.windows import cut_series, window_starts_us
 from ingest.errors import LakeError
@@ -26,7 +27,7 @@ from ingest.memory import give_back_memory
 from ingest.part_writer import PartWriter
 from ingest.parts import PartReader, read_part
 from ingest.records import Part
-from ingest.schemas import CPU_SAMPLES, GPU_SAMPLES, NODE_SAMPLES, SERIES_KEY, TIME
+from ingest.schemas import GPU_SAMPLES, SERIES_KEY, TIME
 from ingest.units import US_PER_S
 
 BATCH_WINDOWS: Final = 256
@@ -46,7 +47,8 @@ GROUP_BYTES: Final = 32 << 20
 class FeatureTask:
     """A task: which variant, of which series (a Parquet file of pieces), and where the parts go.
 
-    ``index`` is the name of the lake's index that it was planned on, ``node_parts`` are the files of node_samples.
+    ``index`` is the name of the lake's index that it was planned on, ``node_pieces`` the file of the pieces of
+    node_samples, all those of the cluster.
     """
 
     variant: Variant
@@ -57,7 +59,7 @@ class FeatureTask:
     name: str
     series: int
     windows: int
-    node_parts: tuple[str, ...] = ()
+    node_pieces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,13 @@ class _Extraction:
     def __init__(self, task: FeatureTask) -> None:
         self._task = task
         pieces = read_part(task.pieces).drop("part").rename({"path": "part"})
-        self.parts = [*pieces["part"].unique(), *task.node_parts]
         self._series = pieces.filter(pl.col("table") == "gpu_samples").partition_by(SERIES_KEY, maintain_order=True)
         self._cpu = pieces.filter(pl.col("table") == "cpu_samples")
+        spans = pl.DataFrame([series_span_us(one) for one in self._series], ["start_us", "end_us"], orient="row")
+        self._nodes = read_node_parts(task.node_pieces, spans)
+        self.parts = [*pieces["part"].drop_nulls().unique(), *self._nodes["path"]]
         self._reader = PartReader()
+        self._beside = PartReader(keep=2)
         self._batch = _Batch()
         self._rows: list[dict[str, Any]] = []
         self._waiting: list[pl.DataFrame] = []
@@ -135,6 +140,7 @@ class _Extraction:
             self._write_series(),
             features,
             has_context=bool(self._task.variant.set.context),
+            node_pieces=self._task.node_pieces,
         )
 
     def discard(self) -> None:
@@ -156,7 +162,8 @@ class _Extraction:
         first_us, last_us = series_span_us(pieces)
         starts_us = window_starts_us(spec, (job_id, node, gpu_index), first_us, last_us)
         reason = None if len(starts_us) else "shorter_than_window"
-        if pieces["dropped"].any() and spec.place != "slide":  # the place is one of the whole series
+        there = pieces.filter(pl.col("part").is_not_null())
+        if pieces["dropped"].any() and (spec.place != "slide" or not there.height):  # other places: of the whole series
             starts_us, reason = starts_us[:0], "samples_dropped"
         refused = 0
         rows_per_s = int(pieces["rows"].sum()) / max((last_us - first_us) / US_PER_S, 1e-6)
@@ -176,7 +183,7 @@ class _Extraction:
                 "first_time": pieces["first_time"].min(),
                 "last_time": pieces["last_time"].max(),
                 "duration_s": (last_us - first_us) / US_PER_S,
-                "samples": pieces["rows"].sum(),
+                "samples": there["rows"].sum(),
                 "windows": len(starts_us) - refused,
                 "windows_refused": refused,
                 "reason": reason,
@@ -220,14 +227,8 @@ class _Extraction:
 
     def _context(self, windows: pl.DataFrame) -> npt.NDArray[np.float64]:
         spans = windows.with_columns(end_us=pl.col("start_us") + round(self._task.variant.window.seconds * US_PER_S))
-        mine = self._cpu.join(windows.select("job_id").unique(), on="job_id", how="semi")
-        cpu = [
-            read_part(part, start, rows, CPU_COLUMNS)
-            for part, start, rows in mine.select("part", "row_start", "rows").iter_rows()
-        ]
-        near = [near_times(frame, spans, CPU_MARGIN_S) for frame in cpu]
-        empty = CPU_SAMPLES.empty().select(CPU_COLUMNS)
-        return context(spans, pl.concat([empty, *near]), read_node_samples(self._task.node_parts, spans))
+        cpu = read_cpu_samples(self._beside, self._cpu, spans)
+        return context(spans, cpu, read_node_samples(self._nodes, spans))
 
     def _flush(self) -> None:
         """Write the rows that wait as one row group."""
@@ -308,35 +309,3 @@ def read_span(
         for frame in reader.frames(part, start, rows, columns, around_us=(begin_us, end_us))
     ]
     return pl.concat([GPU_SAMPLES.empty().select(columns), *found])
-
-
-def near_times(samples: pl.DataFrame, windows: pl.DataFrame, margin_s: float) -> pl.DataFrame:
-    """Return the samples no farther than a margin from the time from the first window's start to the last one's end."""
-    margin_us = round(margin_s * US_PER_S)
-    low, high = windows["start_us"].min(), windows["end_us"].max()
-    return samples.filter(pl.col("time").to_physical().is_between(pl.lit(low) - margin_us, pl.lit(high) + margin_us))
-
-
-def read_node_samples(parts: Sequence[str], windows: pl.DataFrame) -> pl.DataFrame:
-    """Return the node samples that are near a window, of its node, and few others.
-
-    Parameters
-    ----------
-    windows : node, start_us and end_us
-    """
-    if not parts:
-        return NODE_SAMPLES.empty().select(NODE_COLUMNS)
-    bucket_us = round(2 * NODE_MARGIN_S * US_PER_S)
-    reach_us = round(NODE_MARGIN_S * US_PER_S)
-    bounds = ((pl.col(name) + sign * reach_us) // bucket_us for name, sign in (("start_us", -1), ("end_us", 1)))
-    low, high = bounds
-    wanted = windows.select("node", bucket=pl.int_ranges(low, high + 1)).explode("bucket").unique()
-    found = (
-        pl.scan_parquet(list(parts), hive_partitioning=False)
-        .filter(pl.col("node").is_in(wanted["node"].unique().to_list()))
-        .select(NODE_COLUMNS)
-        .with_columns(bucket=pl.col("time").to_physical() // bucket_us)
-        .join(wanted.lazy(), on=["node", "bucket"], how="semi")
-        .drop("bucket")
-    )
-    return found.collect(engine="streaming")

@@ -235,12 +235,21 @@ def context(windows: pl.DataFrame, cpu: pl.DataFrame, node: pl.DataFrame) -> _Va
 
 
 def _near(windows: pl.DataFrame, samples: pl.DataFrame, on: list[str], margin_s: float) -> pl.DataFrame:
-    """The samples of each window: those in it, or no farther from it than a margin."""
+    """The samples of each window: those in it, or no farther from it than a margin.
+
+    They meet by stretches of time as long as a window and its margins; a window touches two or three of them.
+    """
     margin_us = round(margin_s * US_PER_S)
+    begin_us, end_us = pl.col("start_us") - margin_us, pl.col("end_us") + margin_us
+    longest_us = windows.select((end_us - begin_us).max()).item()
+    stretch_us = max(1, longest_us or 0)
+    stretches = pl.int_ranges(begin_us // stretch_us, end_us // stretch_us + 1)
     time_us = pl.col("time").to_physical()
-    return windows.join(samples, on=on).filter(
-        time_us.is_between(pl.col("start_us") - margin_us, pl.col("end_us") + margin_us)
+    met = windows.with_columns(stretch=stretches).explode("stretch")
+    met = met.join(
+        samples.with_columns(stretch=time_us // stretch_us), on=[*on, "stretch"], maintain_order="left_right"
     )
+    return met.filter(time_us.is_between(begin_us, end_us)).drop("stretch")
 
 
 def _of_processes(windows: pl.DataFrame, cpu: pl.DataFrame) -> pl.DataFrame:

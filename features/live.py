@@ -9,18 +9,19 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from features.context import read_cpu_samples, read_node_samples, time_parts
 from features.describe import describe
-from features.extraction import feature_rows, near_times, read_node_samples, read_span
-from features.job import CPU_COLUMNS, CPU_MARGIN_S, NODE_MARGIN_S, context
+from features.extraction import feature_rows, read_span
+from features.job import context
 from features.variant import Variant
 from features.windows import cut_series
 from ingest.errors import LakeError
-from ingest.feature_commit import CONTEXT_TABLES, INDEX_COLUMNS
+from ingest.feature_commit import INDEX_COLUMNS
 from ingest.head import MANIFEST, read_head
 from ingest.lake import Lake
-from ingest.manifest import NO_PART
-from ingest.parts import PartReader, read_part, reading, time_range
-from ingest.schemas import CPU_SAMPLES, FEATURE_SERIES, SERIES_KEY, TIME
+from ingest.manifest import NO_PART, with_paths
+from ingest.parts import PartReader, reading
+from ingest.schemas import FEATURE_SERIES, SERIES_KEY, TIME
 from ingest.units import US_PER_S
 
 ACTIVE_S: Final = 60.0
@@ -66,11 +67,12 @@ def live_features(
     if variant.window.even:
         raise ValueError(f"{variant.name} has an even grid, which needs a reading after the window; give one without")
     for _ in range(_TRIES - 1):
-        before = read_head(lake).generation
+        before = read_head(lake)
         try:
             return _describe_lake(lake, variant, now_s, active_s, cluster)
         except LakeError:
-            if read_head(lake).generation == before:
+            after = read_head(lake)
+            if after == before and not after.is_pending:  # else parts are being put in their places, or taken away
                 raise
     return _describe_lake(lake, variant, now_s, active_s, cluster)
 
@@ -142,16 +144,15 @@ class _Cluster:
         since = pl.lit(self._now_us - self._active_us - self._window_us).cast(TIME)
         recent = (pl.col("table") == "gpu_samples") & (pl.col("last_time") >= since)
         if self._variant.set.context:
-            recent |= pl.col("table").is_in(sorted(CONTEXT_TABLES))
+            recent |= pl.col("table") == "cpu_samples"
         with reading(path):
-            return (
+            found = (
                 pl.scan_parquet(path, hive_partitioning=False)
                 .filter((pl.col("cluster") == self._cluster) & (pl.col("part") != NO_PART) & recent)
-                .select(*INDEX_COLUMNS, pl.concat_str(pl.lit(f"{self._lake.root}/"), "part").alias("path"))
+                .select(INDEX_COLUMNS)
                 .collect()
-                .drop("part")
-                .rename({"path": "part"})
             )
+        return with_paths(self._lake.root, head, found).drop("part").rename({"path": "part"})
 
     def _running(self) -> pl.DataFrame:
         """The pieces of the series of jobs that run."""
@@ -159,32 +160,21 @@ class _Cluster:
         newest = pl.col("last_time").max().over(_KEY).to_physical()
         mine = mine.filter(newest.is_between(self._now_us - self._active_us, self._now_us + self._active_us))
         jobs = mine["job_id"].unique().to_list()
-        ended = (
-            self._lake.scan("jobs", self._cluster)
-            .filter(pl.col("job_id").is_in(jobs))
-            .sort("job_id", "attempt")
-            .group_by("job_id")
-            .agg(pl.col("end_time").last())
-            .filter(pl.col("end_time").to_physical() <= self._now_us)
-            .collect()
-        )
+        with reading(self._lake.root / "jobs"):
+            ended = (
+                self._lake.scan("jobs", self._cluster)
+                .filter(pl.col("job_id").is_in(jobs))
+                .sort("job_id", "attempt")
+                .group_by("job_id")
+                .agg(pl.col("end_time").last())
+                .filter(pl.col("end_time").to_physical() <= self._now_us)
+                .collect()
+            )
         return mine.join(ended, on="job_id", how="anti").sort(*_KEY, "first_time")
 
     def _context(self, windows: pl.DataFrame) -> Any:
         """What is around the windows, which all end about now."""
         spans = windows.with_columns(end_us=pl.col("last_us"))
-        pieces = self._pieces.join(windows.select("job_id").unique(), on="job_id", how="semi")
-        cpu = [
-            near_times(read_part(part, start, rows, CPU_COLUMNS), spans, CPU_MARGIN_S)
-            for part, start, rows in pieces.filter(pl.col("table") == "cpu_samples")
-            .select("part", "row_start", "rows")
-            .iter_rows()
-        ]
-        since_us = self._now_us - self._active_us - self._window_us - round(NODE_MARGIN_S * US_PER_S)
-        recent = [
-            str(path)
-            for path in self._lake.paths("node_samples", self._cluster)
-            if time_range(path, "time")[1].timestamp() * US_PER_S >= since_us
-        ]
-        nodes = read_node_samples(recent, spans)
-        return context(spans, pl.concat([CPU_SAMPLES.empty().select(CPU_COLUMNS), *cpu]), nodes)
+        cpu = read_cpu_samples(self._reader, self._pieces.filter(pl.col("table") == "cpu_samples"), spans)
+        nodes = time_parts(self._lake.paths("node_samples", self._cluster))
+        return context(spans, cpu, read_node_samples(nodes, spans))

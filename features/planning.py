@@ -10,13 +10,14 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from features.context import time_parts
 from features.extraction import FeatureTask
 from features.variant import Variant
-from ingest.feature_commit import CONTEXT_TABLES, INDEX_COLUMNS
+from ingest.feature_commit import INDEX_COLUMNS
 from ingest.head import read_head
 from ingest.lake import Lake
-from ingest.manifest import NO_PART, read_pieces_of
-from ingest.parts import write_frame
+from ingest.manifest import NO_PART, read_pieces_of, with_paths
+from ingest.parts import reading, write_frame
 from ingest.schemas import SERIES_KEY
 from ingest.units import US_PER_S
 
@@ -63,31 +64,25 @@ def plan(root: Path, folder: Path, variant: Variant, cluster: str, workers: int)
     """
     lake = Lake(root)
     head = read_head(root)
-    pieces = read_pieces_of(root, head, cluster, INDEX_COLUMNS)
+    pieces = with_paths(root, head, read_pieces_of(root, head, cluster, INDEX_COLUMNS))
     gpu = pieces.filter((pl.col("table") == "gpu_samples") & pl.col("job_id").is_not_null())
-    done = lake.scan("feature_series", cluster).filter(pl.col("variant") == variant.name).select(_KEY).collect()
-    gpu = gpu.join(done, on=_KEY, how="anti")
-    dropped = gpu.filter(pl.col("part") == NO_PART).select(_KEY).unique().with_columns(dropped=pl.lit(True))
-    gpu = gpu.filter(pl.col("part") != NO_PART).join(dropped, on=_KEY, how="left")
+    with reading(root / "feature_series"):
+        done = lake.scan("feature_series", cluster).filter(pl.col("variant") == variant.name).select(_KEY).collect()
+    gpu = _told_of_dropped(gpu.join(done, on=_KEY, how="anti"))
     series = _series(gpu, variant)
-    context = pieces.filter(pl.col("table").is_in(sorted(CONTEXT_TABLES)) & (pl.col("part") != NO_PART))
-    if not variant.set.context:
-        context = context.clear()
-    nodes = context.filter(pl.col("table") == "node_samples")
-    node_parts = tuple(str(root / part) for part in nodes["part"].unique().sort())
+    context = pieces.filter(pl.col("path").is_not_null()) if variant.set.context and series.height else pieces.clear()
+    cpu = context.filter(pl.col("table") == "cpu_samples").with_columns(dropped=pl.lit(None, pl.Boolean))
+    node_pieces = _write_node_pieces(folder, context.filter(pl.col("table") == "node_samples"))
     tasks = []
     for number, keys in enumerate(_partitions(series, _most_windows(series, variant, workers))):
-        jobs = keys.select("job_id").unique()
         mine = pl.concat(
             [
                 gpu.join(keys.select(*_KEY, "order"), on=_KEY).sort("order", "first_time").drop("order"),
-                context.join(jobs, on="job_id", how="semi").with_columns(dropped=pl.lit(None, pl.Boolean)),
-                nodes.with_columns(dropped=pl.lit(None, pl.Boolean)),
+                cpu.join(keys, on="job_id", how="semi"),
             ]
         )
         path = folder / f"task-{number:05d}.parquet"
-        absolute = pl.concat_str(pl.lit(f"{root}/"), "part")
-        write_frame(path, mine.with_columns(path=absolute), durable=False)
+        write_frame(path, mine, durable=False)
         tasks.append(
             FeatureTask(
                 variant,
@@ -98,24 +93,55 @@ def plan(root: Path, folder: Path, variant: Variant, cluster: str, workers: int)
                 f"task-{number:05d}",
                 series=keys.height,
                 windows=int(keys["windows"].sum()),
-                node_parts=node_parts,
+                node_pieces=node_pieces,
             )
         )
     return tasks
 
 
+def _told_of_dropped(gpu: pl.DataFrame) -> pl.DataFrame:
+    """Return the pieces whose samples are there, ``dropped`` where others of their series are not.
+
+    A series of which no sample is left keeps its pieces, whose path is null.
+    """
+    is_kept = pl.col("path").is_not_null()
+    told = gpu.with_columns(dropped=(~is_kept).any().over(_KEY))
+    return told.filter(is_kept | ~is_kept.any().over(_KEY))
+
+
+def _write_node_pieces(folder: Path, pieces: pl.DataFrame) -> str:
+    """Write the pieces of node_samples once for all tasks, and return the path; '' where there are none.
+
+    ``begins`` and ``ends`` are their times, or where the index has not got these those of the part.
+    """
+    if not pieces.height:
+        return ""
+    untimed = pieces.filter(pl.col("first_time").is_null() | pl.col("last_time").is_null())
+    parts = time_parts(untimed["path"].unique().sort()).rename({"first_time": "begins", "last_time": "ends"})
+    timed = pieces.join(parts, on="path", how="left", maintain_order="left")
+    path = folder / "nodes.parquet"
+    edges = {"begins": pl.coalesce("first_time", "begins"), "ends": pl.coalesce("last_time", "ends")}
+    write_frame(path, timed.with_columns(**edges), durable=False)
+    return str(path)
+
+
 def _series(gpu: pl.DataFrame, variant: Variant) -> pl.DataFrame:
-    """Return a row for each series, in the order of the parts in which they begin: key, owner, windows expected."""
+    """Return a row for each series, in the order of the parts in which they begin: key, owner, span, windows."""
     spec = variant.window
     window_us = round(spec.seconds * US_PER_S)
     stride_us = max(1, round((spec.stride_s or spec.seconds) * US_PER_S))
     span_us = (pl.col("last_time").max() - pl.col("first_time").min()).dt.total_microseconds()
     first = pl.col("first_time").arg_min()
     found = gpu.group_by(_KEY).agg(
-        pl.col("part").get(first).alias("owner"), pl.col("row_start").get(first).alias("at"), span_us.alias("span_us")
+        pl.col("part").get(first).alias("owner"),
+        pl.col("row_start").get(first).alias("at"),
+        span_us.alias("span_us"),
+        pl.col("first_time").min().to_physical().alias("start_us"),
+        pl.col("last_time").max().to_physical().alias("end_us"),
     )
     many = (pl.col("span_us") - window_us) // stride_us + 1
-    windows = pl.when(pl.col("span_us") < window_us).then(0).otherwise(many if spec.place == "slide" else 1)
+    is_none = (pl.col("span_us") < window_us) | (pl.col("owner") == NO_PART)
+    windows = pl.when(is_none).then(0).otherwise(many if spec.place == "slide" else 1)
     in_order = found.with_columns(windows=windows.cast(pl.Int64)).sort("owner", "at", *_KEY)
     return in_order.with_row_index("order")
 

@@ -45,7 +45,7 @@ _KEY: Final = list(SERIES_KEY)
 
 @dataclass(frozen=True, slots=True)
 class FeatureResult:
-    """What one task wrote of a variant, and the file of the pieces that it was planned on.
+    """What one task wrote of a variant, and the files of the pieces that it was planned on: its own, and the nodes'.
 
     ``features`` is None where no series gave a window.
     """
@@ -57,6 +57,7 @@ class FeatureResult:
     series: Part
     features: Part | None
     has_context: bool = False
+    node_pieces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,10 @@ def _unchanged(lake: Path, head: Head, result: FeatureResult) -> pl.DataFrame | 
     """Return the keys of the series that are as they were planned; None where nothing was written since."""
     if head.pieces == result.index:
         return None
-    planned = read_part(result.pieces, columns=INDEX_COLUMNS)
+    planned = _planned(result)
     now = read_pieces_of(lake, head, result.cluster, INDEX_COLUMNS).filter(pl.col("part") != NO_PART)
-    tables = set(planned["table"])
-    jobs = planned.filter(pl.col("table") == "gpu_samples").select("job_id").unique()
+    tables = {"gpu_samples", *planned["table"]}
+    jobs = read_part(result.series.path, columns=["job_id"])
     now = now.filter(pl.col("table").is_in(sorted(tables | (CONTEXT_TABLES if result.has_context else set()))))
     now = now.filter(pl.col("job_id").is_in(jobs["job_id"].implode()) | (pl.col("table") == "node_samples"))
     differs = pl.concat(
@@ -131,12 +132,18 @@ def _unchanged(lake: Path, head: Head, result: FeatureResult) -> pl.DataFrame | 
             now.join(planned, on=INDEX_COLUMNS, how="anti", nulls_equal=True),
         ]
     )
-    keys = planned.filter(pl.col("table") == "gpu_samples").select(_KEY).unique()
+    keys = read_part(result.series.path, columns=_KEY)
     if differs.filter(pl.col("table") == "node_samples").height:
         return keys.clear()
     changed = differs.filter(pl.col("table") == "gpu_samples")
     other = differs.filter(pl.col("table") == "cpu_samples")
     return keys.join(changed, on=_KEY, how="anti").join(other, on="job_id", how="anti")
+
+
+def _planned(result: FeatureResult) -> pl.DataFrame:
+    """Return the pieces that a task was planned on, those whose rows are kept."""
+    files = [result.pieces, *filter(None, [result.node_pieces])]
+    return pl.concat([read_part(path, columns=INDEX_COLUMNS) for path in files]).filter(pl.col("part") != NO_PART)
 
 
 class _Adoption:

@@ -52,8 +52,8 @@ FEATURE_SERIES = TableSchema(
     doc=(
         "One GPU of one job, and what became of it in a variant of `features`: how many windows it gave, how many were "
         "refused, and why it gave none, or the first was refused (shorter_than_window, too_few_samples, gap, "
-        "samples_dropped: the follower dropped some for their age). has_context: its set looks at CPU and node samples "
-        "around the windows too."
+        "samples_dropped: the follower dropped some or all for their age, and samples counts what is left). "
+        "has_context: its set looks at CPU and node samples around the windows too."
     ),
     columns=columns_of(
         variant=pl.String,

@@ -56,6 +56,18 @@ def read_pieces_of(root: Path, head: Head, cluster: str, columns: Sequence[str])
     return read.filter(pl.col("cluster") == cluster).drop("cluster")
 
 
+def with_paths(root: Path, head: Head, pieces: pl.DataFrame) -> pl.DataFrame:
+    """Return pieces with ``path``, where the bytes of each one's part are now; null where its rows are not kept.
+
+    A part whose move is still due, or is being done in this moment, is found where `Head.path` finds it.
+    """
+    due = {
+        part.file: head.path(root, part).relative_to(root).as_posix() for part in head.parts if part.file in head.moves
+    }
+    path = pl.concat_str(pl.lit(f"{root}/"), pl.col("part").replace(due))
+    return pieces.with_columns(path=pl.when(pl.col("part") != NO_PART).then(path))
+
+
 def _read(root: Path, name: str) -> pl.DataFrame:
     return read_part(root / MANIFEST / name)
 
