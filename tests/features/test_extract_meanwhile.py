@@ -24,16 +24,16 @@ def one_series_a_task(monkeypatch):
 
 
 class After(SerialRunner):
-    """Does something to the lake after every so many tasks, and counts the tasks."""
+    """Does something to the lake after every so many tasks, but not more often than told, and counts the tasks."""
 
-    def __init__(self, act, every: int) -> None:
-        self.act, self.every, self.tasks = act, every, 0
+    def __init__(self, act, every: int, times: int = 1) -> None:
+        self.act, self.every, self.times, self.tasks = act, every, times, 0
 
     def map(self, task, specs):
         for spec in specs:
             done = task(spec)
             self.tasks += 1
-            if self.tasks % self.every == 0:
+            if self.tasks % self.every == 0 and self.tasks <= self.every * self.times:
                 self.act()
             yield done
 
@@ -51,7 +51,7 @@ def bring_nodes(lake: Path, number: int, seconds: float, **values: object) -> No
 def test_node_samples_of_another_time_throw_nothing_away(tmp_path):
     lake = make_lake(tmp_path, jobs=4)
     times = iter(range(10))
-    runner = After(lambda: bring_nodes(lake, number := next(times), 1e7 + 300 * number), every=2)
+    runner = After(lambda: bring_nodes(lake, number := next(times), 1e7 + 300 * number), every=2, times=2)
     report = run_extract(lake, variant("job"), runner=runner)
     assert (report.windows, report.series_done, report.series_changed, runner.tasks) == (4, 4, 0, 4)
 
@@ -60,8 +60,7 @@ def test_node_samples_of_another_time_throw_nothing_away(tmp_path):
 def test_node_samples_up_to_the_margin_after_a_series_have_it_made_again(tmp_path, seconds, tasks):
     """The series end after 10 s, and context is looked for up to 300 s later; all four are planned before."""
     lake = make_lake(tmp_path, jobs=4)
-    acts = iter([lambda: bring_nodes(lake, 0, seconds)])
-    runner = After(lambda: next(acts, lambda: None)(), every=2)
+    runner = After(lambda: bring_nodes(lake, 0, seconds), every=2)
     report = run_extract(lake, variant("job"), runner=runner)
     assert (report.windows, report.series_changed) == (4, 0)
     assert runner.tasks == tasks
@@ -76,8 +75,7 @@ def test_samples_replaced_by_as_many_of_the_same_times_have_all_made_again(tmp_p
         write(source, "node-data.csv", node_file(2.0, load=2.5))
         take(source, lake, cluster="one", force=True)
 
-    acts = iter([replace])
-    run_extract(lake, variant("job"), runner=After(lambda: next(acts, lambda: None)(), every=3))
+    run_extract(lake, variant("job"), runner=After(replace, every=3))
     assert Lake(lake).scan_features(variant("job").name).collect()["load__mean"].to_list() == [2.5] * 3
 
 
@@ -118,8 +116,7 @@ def test_each_job_has_the_processes_of_its_own_in_a_segment_of_several(tmp_path)
 
 def test_small_parts_that_are_merged_meanwhile_throw_nothing_away(tmp_path):
     lake = follow(tmp_path, range(1, 5))
-    acts = iter([lambda: maintain(lake, "live", compact_after=1)])
-    runner = After(lambda: next(acts, lambda: None)(), every=2)
+    runner = After(lambda: maintain(lake, "live", compact_after=1), every=2)
     report = run_extract(lake, variant("job", place="slide"), runner=runner)
     assert len(Lake(lake).paths("node_samples")) == len(Lake(lake).paths("gpu_samples")) == 2  # of 4
     assert (report.series_done, report.series_changed, runner.tasks) == (2, 0, 2)
@@ -134,8 +131,7 @@ def test_rows_that_come_and_are_merged_meanwhile_are_seen(tmp_path):
         follow(tmp_path, range(3, 4))
         maintain(lake, "live", compact_after=1)
 
-    acts = iter([go_on])
-    runner = After(lambda: next(acts, lambda: None)(), every=2)
+    runner = After(go_on, every=2)
     report = run_extract(lake, variant("job"), runner=runner)
     assert (report.windows, report.series_changed, runner.tasks) == (2, 0, 4)
     rows = Lake(lake).scan("feature_series").filter(pl.col("samples") == 60).collect()
