@@ -114,7 +114,7 @@ def _series(gpu: pl.DataFrame, variant: Variant) -> pl.DataFrame:
     """Return a row for each series, in the order of the parts in which they begin: key, owner, windows expected."""
     spec = variant.window
     window_us = round(spec.seconds * US_PER_S)
-    stride_us = max(1, round((spec.stride_s or spec.seconds) * US_PER_S))
+    stride_us = round((spec.stride_s or spec.seconds) * US_PER_S)
     span_us = (pl.col("last_time").max() - pl.col("first_time").min()).dt.total_microseconds()
     first = pl.col("first_time").arg_min()
     found = gpu.group_by(_KEY).agg(
