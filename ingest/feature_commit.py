@@ -5,14 +5,15 @@ and are taken in by a commit like any other: the lake is locked for that moment 
 out: a series counts as it was planned only while the index has the same pieces of it. An ingest that brings or replaces
 samples of a series removes its windows in the same commit.
 
-A part of ``feature_series`` has the name of the part of ``features`` that holds its windows.
+A part of ``feature_series`` has the name of the part of ``features`` that holds its windows. Small ones of a variant
+are merged when the lake is looked after (`ingest.maintenance`).
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,7 +23,7 @@ from typing import Final
 import polars as pl
 
 from ingest.errors import LakeBusyError
-from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema, features_in
+from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema, features_in, variant_of
 from ingest.head import STAGING, Head, LakePart, finish_moves, write_head, writing
 from ingest.manifest import NO_PART, read_pieces_of
 from ingest.migrate import migrate
@@ -30,7 +31,7 @@ from ingest.part_writer import write_table
 from ingest.parts import read_part
 from ingest.reconcile import FORGOTTEN
 from ingest.records import Part
-from ingest.schemas import SERIES_KEY
+from ingest.schemas import SERIES_KEY, TABLES
 
 BUSY_S: Final = 60.0
 """So long a commit waits for another process that writes the lake, unless it is told otherwise."""
@@ -40,6 +41,12 @@ CONTEXT_TABLES: Final = frozenset({"cpu_samples", "node_samples"})
 
 INDEX_COLUMNS: Final = ("table", "part", "row_start", "rows", *SERIES_KEY, "first_time", "last_time")
 """What an extraction needs to know of a piece."""
+
+SMALL_BYTES: Final = 4 << 20
+"""Windows and series of a task that are smaller together are small parts."""
+
+MERGED_BYTES: Final = 16 << 20
+"""Small parts are merged until they have this many bytes together."""
 
 _KEY: Final = list(SERIES_KEY)
 _PLACE: Final = ["table", "part", "row_start", "rows"]
@@ -266,3 +273,53 @@ def split_stale(
 def _file_name(part: LakePart) -> str:
     """Return what a part of ``feature_series`` and that of its windows are both called."""
     return part.file.rpartition("/")[2]
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def small_pairs(parts: Iterable[LakePart]) -> dict[str, list[tuple[LakePart, ...]]]:
+    """Return the small parts of ``feature_series`` of one cluster, each with that of its windows, by variant.
+
+    Those of which no series gave a window, of whatever variant, are under ''.
+    """
+    windows_of: dict[str, LakePart] = {}
+    series: list[LakePart] = []
+    for part in parts:
+        if part.table == "features":
+            windows_of[_file_name(part)] = part
+        elif part.table == "feature_series":
+            series.append(part)
+    found: dict[str, list[tuple[LakePart, ...]]] = {}
+    for part in series:
+        windows = windows_of.get(_file_name(part))
+        pair = (part,) if windows is None else (part, windows)
+        if sum(one.bytes for one in pair) < SMALL_BYTES:
+            found.setdefault("" if windows is None else variant_of(windows.file), []).append(pair)
+    return found
+
+
+def merged_parts(
+    root: Path, pairs: Sequence[tuple[LakePart, ...]]
+) -> Iterator[tuple[list[LakePart], list[tuple[str, pl.DataFrame]]]]:
+    """Yield small parts of one variant that go, and what comes for them: folder below the root, and rows by key."""
+    for group in _groups(pairs):
+        if len(group) > 1:
+            come = []
+            for parts in zip(*group, strict=True):
+                key = TABLES[parts[0].table].key
+                rows = pl.concat([read_part(root / part.file) for part in parts]).sort(key, maintain_order=True)
+                come.append((parts[0].file.rpartition("/")[0], rows))
+            yield [part for pair in group for part in pair], come
+
+
+def _groups(pairs: Sequence[tuple[LakePart, ...]]) -> Iterator[list[tuple[LakePart, ...]]]:
+    group: list[tuple[LakePart, ...]] = []
+    held = 0
+    for pair in pairs:
+        group.append(pair)
+        held += sum(part.bytes for part in pair)
+        if held >= MERGED_BYTES:
+            yield group
+            group, held = [], 0
+    yield group
