@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -64,6 +65,19 @@ def test_node_samples_up_to_the_margin_after_a_series_have_it_made_again(tmp_pat
     report = run_extract(lake, variant("job"), runner=runner)
     assert (report.windows, report.series_changed) == (4, 0)
     assert runner.tasks == tasks
+
+
+def test_where_an_older_index_has_no_times_of_node_samples_all_that_waits_is_made_again(tmp_path, monkeypatch):
+    """The first of four series is in the lake by then, and an ingest removes by the times in the parts."""
+
+    def plain_pieces(frame, starts):
+        return pl.DataFrame({"rows": pl.Series(np.diff(starts, append=frame.height))})
+
+    monkeypatch.setattr("ingest.staging._plain_pieces", plain_pieces)
+    lake = make_lake(tmp_path, jobs=4)
+    runner = After(lambda: bring_nodes(lake, 0, 1e7), every=2)
+    report = run_extract(lake, variant("job"), runner=runner)
+    assert (report.windows, report.series_changed, runner.tasks) == (4, 0, 7)
 
 
 def test_samples_replaced_by_as_many_of_the_same_times_have_all_made_again(tmp_path):
