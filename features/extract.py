@@ -13,13 +13,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from features.extraction import FeatureTask, TaskDone, extract_part
 from features.kernel_cache import is_compiled
-from features.planning import plan, summarise
+from features.planning import Summary, plan, split_by_part, summarise
 from features.variant import Variant
 from features.warming import compile_kernels
 from ingest.errors import LakeBusyError, LakeError
@@ -51,30 +51,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractReport:
-    """What an extraction did.
+class ExtractReport(Summary):
+    """What there is of the variant in the lake now, and what this extraction did.
 
-    ``windows``, ``series``, ``series_short`` (those without a window, for each ``reasons``), ``jobs`` and
-    ``jobs_short`` (those of which no series gave a window) are of the whole variant as it is in the lake now;
-    ``rows`` is what this run added, ``series_done`` the series it worked on, ``series_changed`` those that somebody
-    changed meanwhile, which are to be extracted again.
+    ``rows`` is what it added, ``series_done`` the series it worked on, ``series_changed`` those that somebody changed
+    meanwhile, which are to be extracted again.
     """
 
-    lake: str
-    variant: str
-    generation: int
-    clusters: tuple[str, ...]
-    windows: int
-    jobs: int
-    jobs_short: int
-    series: int
-    series_short: int
-    windows_refused: int
-    reasons: dict[str, int]
     rows: int
     series_done: int
     series_changed: int
-    features: int
     seconds: float
 
     @property
@@ -104,8 +90,8 @@ def extract(
     Raises
     ------
     LakeError
-        If there is no lake, it has no GPU samples (of that cluster), another extraction is at work in it, or a part of
-        it is damaged. What was committed before stays.
+        If there is no lake, it has no GPU samples (of that cluster), or another extraction is at work in it; or, when
+        all others are done, if a part of it is damaged. What was committed before stays.
     """
     began = time.monotonic()
     root = lake.resolve()
@@ -115,25 +101,21 @@ def extract(
         run = _Run(root, variant, runner, folder, progress=progress, say=say, commit_every_s=commit_every_s)
         for name in clusters:
             run.extract(name)
-    summary = summarise(root, variant, clusters)
+    if run.failed:
+        raise LakeError(_damage(run.failed))
     return ExtractReport(
-        lake=str(lake),
-        variant=variant.name,
-        generation=summary.generation,
-        clusters=tuple(clusters),
-        windows=summary.windows,
-        jobs=summary.jobs,
-        jobs_short=summary.jobs_short,
-        series=summary.series,
-        series_short=summary.series_short,
-        windows_refused=summary.windows_refused,
-        reasons=summary.reasons,
+        **asdict(summarise(lake, variant, clusters)),
         rows=run.rows,
         series_done=run.series,
         series_changed=run.changed,
-        features=summary.features,
         seconds=round(time.monotonic() - began, 3),
     )
+
+
+def _damage(failed: Sequence[tuple[FeatureTask, str]]) -> str:
+    """Return the first error, and how much it and its like left out."""
+    series = sum(task.series for task, _ in failed)
+    return f"{failed[0][1]}; {series} series in damaged parts have no features, those of all others are in the lake"
 
 
 def _clusters(lake: Path, head: Head, cluster: str | None) -> list[str]:
@@ -192,22 +174,36 @@ class _Run:
         self._is_ready = not variant.set.compiled
         self._commit_every_s = commit_every_s
         self._done = self._total = 0
+        self._ready: list[FeatureResult] = []
+        self.failed: list[tuple[FeatureTask, str]] = []
         self.rows = self.series = self.changed = 0
 
     def extract(self, cluster: str) -> None:
-        """Extract what one cluster lacks, again for what changes meanwhile."""
+        """Extract what one cluster lacks, again for what changes meanwhile; ``failed`` are tasks that met damage."""
         changed = 0
+        failed: list[tuple[FeatureTask, str]] = []
         for number in range(PASSES):
             self._progress(Progress("planning"))
             folder = self._folder / f"{cluster}-{number}"
             tasks = plan(self._root, folder, self._variant, cluster, self._runner.workers)
             if not tasks:
-                return
+                changed, failed = 0, []
+                break
             self._compile()
-            changed = self._work(tasks)
+            changed, failed = self._work_apart(tasks)
             if not changed:
-                return
+                break
         self.changed += changed
+        self.failed += failed
+
+    def _work_apart(self, tasks: Sequence[FeatureTask]) -> tuple[int, list[tuple[FeatureTask, str]]]:
+        """Run tasks, those that failed and have several parts once more, part by part."""
+        changed, failed = self._work(tasks)
+        apart = {task.name: split_by_part(task) for task, _ in failed}
+        if not any(apart.values()):
+            return changed, failed
+        more, again = self._work([task for split in apart.values() for task in split])
+        return changed + more, [(task, error) for task, error in failed if not apart[task.name]] + again
 
     def _compile(self) -> None:
         """Have the kernels compiled before the first task: here or beside this process, else where the workers are."""
@@ -220,42 +216,51 @@ class _Run:
         elif not all(list(runner.map(is_compiled, [made.name] * runner.workers))):
             self._say(f"the workers compile the kernels of {made.name}: up to a minute, once on each machine")
 
-    def _work(self, tasks: Sequence[FeatureTask]) -> int:
-        """Run tasks and commit what they wrote; return how many series have to be done again."""
+    def _work(self, tasks: Sequence[FeatureTask]) -> tuple[int, list[tuple[FeatureTask, str]]]:
+        """Run tasks and commit what they wrote; return how many series are to be done again, and what failed."""
         self._total += sum(task.windows for task in tasks)
-        series_of = {task.name: task.series for task in tasks}
-        again = 0
-        ready: list[FeatureResult] = []
+        named = {task.name: task for task in tasks}
+        changed = 0
+        failed: list[tuple[FeatureTask, str]] = []
         committed_s = time.monotonic()
         self._tell()
-        for done in self._runner.map(_extract_compiled, tasks):
-            self._done += done.windows
-            self._tell()
-            if done.result is None:
-                again += series_of[done.name]
-            else:
-                ready.append(done.result)
-            if ready and time.monotonic() - committed_s >= self._commit_every_s:
-                with contextlib.suppress(LakeBusyError):  # what is ready waits; it is not worth stopping the others for
-                    again += self._commit(ready, busy_s=0.0)
-                    ready = []
-                committed_s = time.monotonic()
-        return again + (self._commit_last(ready) if ready else 0)
+        try:
+            for done in self._runner.map(_extract_compiled, tasks):
+                self._done += done.windows
+                self._tell()
+                if done.result is not None:
+                    self._ready.append(done.result)
+                elif done.error:
+                    failed.append((named[done.name], done.error))
+                else:
+                    changed += named[done.name].series
+                if self._ready and time.monotonic() - committed_s >= self._commit_every_s:
+                    with contextlib.suppress(LakeBusyError):  # it waits; that is not worth stopping the others for
+                        changed += self._commit(busy_s=0.0)
+                    committed_s = time.monotonic()
+        except BaseException:  # Ctrl-C, or a worker that died: what is ready is not to be made again
+            with contextlib.suppress(LakeError, OSError):
+                self._commit(busy_s=0.0)
+            raise
+        return changed + self._commit_last(), failed
 
     def _tell(self) -> None:
         self._progress(Progress("extracting", self._done, self._total))
 
-    def _commit_last(self, ready: Sequence[FeatureResult]) -> int:
+    def _commit_last(self) -> int:
         """Take the rest of the parts into the lake, waiting for whoever writes it."""
         try:
-            return self._commit(ready, busy_s=1.0)
+            return self._commit(busy_s=1.0)
         except LakeBusyError as error:
             self._say(f"{error} (what is finished waits here, for up to {LAST_BUSY_S / 60:g} minutes)")
-        return self._commit(ready, busy_s=LAST_BUSY_S)
+        return self._commit(busy_s=LAST_BUSY_S)
 
-    def _commit(self, ready: Sequence[FeatureResult], *, busy_s: float) -> int:
-        """Take parts into the lake; return how many series changed since their task was planned."""
-        taken = commit_features(self._root, ready, busy_s=busy_s)
+    def _commit(self, *, busy_s: float) -> int:
+        """Take the parts that are ready into the lake; return how many series changed since their task was planned."""
+        if not self._ready:
+            return 0
+        taken = commit_features(self._root, self._ready, busy_s=busy_s)
+        self._ready = []
         self.rows += taken.windows
         self.series += taken.series
         return taken.changed

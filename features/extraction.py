@@ -64,29 +64,26 @@ class FeatureTask:
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
-    """What a task did; no result where a part that it needs was taken away by somebody who wrote the lake since."""
+    """What a task did; no result where a part that it needs was taken away by somebody who wrote the lake since.
+
+    Nor is there one where a part is damaged, which ``error`` then says.
+    """
 
     name: str
     windows: int
     result: FeatureResult | None
+    error: str = ""
 
 
 def extract_part(task: FeatureTask) -> TaskDone:
-    """Write the features of one partition, and what became of each of its series.
-
-    Raises
-    ------
-    LakeError
-        If a part of the lake is damaged.
-    """
+    """Write the features of one partition, and what became of each of its series."""
     extraction = _Extraction(task)
     try:
         result = extraction.run()
-    except LakeError:
+    except LakeError as error:
         extraction.discard()
-        if all(Path(part).exists() for part in extraction.parts):
-            raise
-        return TaskDone(task.name, task.windows, None)
+        is_damaged = all(Path(part).exists() for part in extraction.parts)
+        return TaskDone(task.name, task.windows, None, str(error) if is_damaged else "")
     except BaseException:
         extraction.discard()
         raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from ingest.feature_commit import INDEX_COLUMNS
 from ingest.head import read_head
 from ingest.lake import Lake
 from ingest.manifest import NO_PART, read_pieces_of, with_paths
-from ingest.parts import reading, write_frame
+from ingest.parts import read_part, reading, write_frame
 from ingest.schemas import SERIES_KEY
 from ingest.units import US_PER_S
 
@@ -40,9 +40,15 @@ _KEY: Final = list(SERIES_KEY)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the lake has of a variant, over some clusters."""
+    """What a lake has of a variant now, over some clusters.
 
+    ``series_short`` are those without a window, for each ``reasons``, ``jobs_short`` those of which no series gave one.
+    """
+
+    lake: str
+    variant: str
     generation: int
+    clusters: tuple[str, ...]
     windows: int
     jobs: int
     jobs_short: int
@@ -129,7 +135,7 @@ def _series(gpu: pl.DataFrame, variant: Variant) -> pl.DataFrame:
     """Return a row for each series, in the order of the parts in which they begin: key, owner, span, windows."""
     spec = variant.window
     window_us = round(spec.seconds * US_PER_S)
-    stride_us = max(1, round((spec.stride_s or spec.seconds) * US_PER_S))
+    stride_us = round((spec.stride_s or spec.seconds) * US_PER_S)
     span_us = (pl.col("last_time").max() - pl.col("first_time").min()).dt.total_microseconds()
     first = pl.col("first_time").arg_min()
     found = gpu.group_by(_KEY).agg(
@@ -169,21 +175,43 @@ def _partitions(series: pl.DataFrame, most: int) -> Iterator[pl.DataFrame]:
     yield series[begin:]
 
 
-def summarise(root: Path, variant: Variant, clusters: list[str]) -> Summary:
-    """Return what the lake has of a variant in some clusters."""
-    lake = Lake(root)
-    series = lake.scan("feature_series").filter((pl.col("variant") == variant.name) & pl.col("cluster").is_in(clusters))
+def split_by_part(task: FeatureTask) -> list[FeatureTask]:
+    """Return a task for each part in which series of a task begin, which has them all: none where that is one part."""
+    pieces = read_part(task.pieces)
+    is_gpu = pl.col("table") == "gpu_samples"
+    series = pieces.filter(is_gpu).unique(_KEY, keep="first", maintain_order=True)
+    owners = series.select(*_KEY, owner="part").partition_by("owner", maintain_order=True)
+    tasks = []
+    for number, keys in enumerate(owners if len(owners) > 1 else []):
+        theirs = pieces.join(keys, on=_KEY, how="semi", maintain_order="left")
+        path = Path(task.pieces).with_name(f"{task.name}-{number:05d}.parquet")
+        write_frame(path, pl.concat([theirs, pieces.filter(~is_gpu)]), durable=False)
+        windows = task.windows * keys.height // series.height
+        name = path.stem
+        tasks.append(replace(task, pieces=str(path), name=name, series=keys.height, windows=windows))
+    return tasks
+
+
+def summarise(lake: Path, variant: Variant, clusters: Sequence[str]) -> Summary:
+    """Return what a lake has of a variant in some clusters."""
+    opened = Lake(lake)
+    series = opened.scan("feature_series").filter(
+        (pl.col("variant") == variant.name) & pl.col("cluster").is_in(clusters)
+    )
     rows = series.select("cluster", "job_id", "windows", "windows_refused", "reason").collect()
     jobs = rows.group_by("cluster", "job_id").agg(pl.col("windows").sum())
     short = rows.filter(pl.col("windows") == 0)
     reasons = dict(short.group_by("reason").len().sort("reason").iter_rows())
-    known = [info for info in lake.variants() if info.variant == variant.name and info.cluster in clusters]
+    known = [info for info in opened.variants() if info.variant == variant.name and info.cluster in clusters]
     features = 0
     if known:
-        fixed = len(lake.scan("features").collect_schema())
-        features = len(lake.scan_features(variant.name).collect_schema()) - fixed
+        fixed = len(opened.scan("features").collect_schema())
+        features = len(opened.scan_features(variant.name).collect_schema()) - fixed
     return Summary(
-        generation=lake.generation,
+        lake=str(lake),
+        variant=variant.name,
+        generation=opened.generation,
+        clusters=tuple(clusters),
         windows=int(rows["windows"].sum()),
         jobs=jobs.height,
         jobs_short=jobs.filter(pl.col("windows") == 0).height,

@@ -26,8 +26,10 @@ def first_readings(
     ordered: pl.DataFrame, kept: Sequence[Cut], n_samples: int, channels: Sequence[str]
 ) -> npt.NDArray[np.float32]:
     """Return the first ``n_samples`` readings of each window, array of shape (n_windows, n_channels, n_samples)."""
-    rows = np.array([cut.begin for cut in kept], dtype=np.int64)[:, None] + np.arange(n_samples)
     values = np.empty((len(kept), len(channels), n_samples), dtype=np.float32)
+    if not kept:
+        return values
+    rows = np.array([cut.begin for cut in kept], dtype=np.int64)[:, None] + np.arange(n_samples)
     for channel, name in enumerate(channels):
         values[:, channel] = ordered[name].cast(pl.Float32).to_numpy()[rows]
     return values
@@ -41,9 +43,11 @@ def even_readings(
     The shape is that of `first_readings`. Where no reading is at a window's edge, the one beside it must be in
     ``ordered`` too.
     """
+    values = np.empty((len(kept), len(channels), n_samples), dtype=np.float32)
+    if not kept:
+        return values
     grid_us = np.round(np.arange(n_samples) * (US_PER_S / samples_per_s)).astype(np.int64)
     time_us = ordered["time"].to_physical().to_numpy()
-    values = np.empty((len(kept), len(channels), n_samples), dtype=np.float32)
     columns = [ordered[name].cast(pl.Float64).to_numpy() for name in channels]
     for window, cut in enumerate(kept):
         at_us = cut.start_us + grid_us

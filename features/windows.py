@@ -34,6 +34,13 @@ CHALLENGE_CHANNELS = (
 PLACES = ("start", "middle", "random", "slide")
 """Where windows lie: one at the start, in the middle or at a random place of each series; or one after the other."""
 
+LEAST_S = 0.001
+MOST_S = 1e9
+"""A length or stride in seconds is from here to there: a millisecond to 31 years."""
+
+MOST_SAMPLES = 10_000_000
+"""A window has no more samples than this."""
+
 _WINDOW_SCHEMA = pl.Schema(
     {
         "window_id": pl.Int64(),
@@ -86,15 +93,23 @@ class WindowSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < math.inf:
-            raise ValueError(f"seconds is {self.seconds}; give a length above 0 (the challenge uses 60)")
+        if not LEAST_S <= self.seconds <= MOST_S:
+            raise ValueError(f"seconds is {self.seconds}; give {LEAST_S:g} to {MOST_S:g} (the challenge uses 60)")
         if self.place not in PLACES:
             raise ValueError(f"place is {self.place!r}; give one of {', '.join(PLACES)}")
         if not 0 < self.samples_per_s < math.inf:
             raise ValueError(f"samples_per_s is {self.samples_per_s}; give a rate above 0 (the challenge uses 9)")
-        for name, length_s in (("stride_s", self.stride_s), ("max_gap_s", self.max_gap_s)):
-            if length_s is not None and not 0 < length_s < math.inf:
-                raise ValueError(f"{name} is {length_s}; give a length above 0, or None")
+        if self.seconds * self.samples_per_s > MOST_SAMPLES:
+            raise ValueError(
+                f"seconds x samples_per_s is {self.seconds:g} x {self.samples_per_s:g}, so a window would have "
+                f"{self.seconds * self.samples_per_s:.3g} samples; give less of either, for up to {MOST_SAMPLES:,}"
+            )
+        if self.stride_s is not None and not LEAST_S <= self.stride_s <= MOST_S:
+            raise ValueError(f"stride_s is {self.stride_s}; give {LEAST_S:g} to {MOST_S:g}, or None")
+        if self.max_gap_s is not None and not 0 < self.max_gap_s <= MOST_S:
+            raise ValueError(f"max_gap_s is {self.max_gap_s}; give a length above 0, up to {MOST_S:g}, or None")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; give 0 or more")
         if self.stride_s is not None and self.place != "slide":
             raise ValueError(f"stride_s is {self.stride_s}, but place is {self.place!r}; only sliding windows have one")
         if self.even and self.max_gap_s is None:
@@ -313,7 +328,7 @@ def _offsets_us(spec: WindowSpec, run_us: int, key: str) -> Iterator[int]:
     room_us = run_us - window_us
     if spec.place == "slide":
         stride_us = round((spec.stride_s or spec.seconds) * US_PER_S)
-        yield from range(0, room_us + 1, max(1, stride_us))
+        yield from range(0, room_us + 1, stride_us)
     elif spec.place == "random":
         yield int(np.random.default_rng([spec.seed, zlib.crc32(key.encode())]).integers(0, room_us + 1))
     else:

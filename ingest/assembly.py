@@ -190,9 +190,12 @@ class Assembly:
             if stays.height:
                 file = f"{part.file.rpartition('/')[0]}/part-{self._generation:06d}-{number:05d}.parquet"
                 staged = self._staged / "commit" / f"{part.table}-{number:05d}.parquet"
-                written = write_rows(staged, part.table, stays)
-                new = LakePart(part.table, part.cluster, file, written.rows, written.bytes)
-                self._new.append((new, staged.relative_to(self._root).as_posix()))
+                self.add_features(file, write_rows(staged, part.table, stays))
+
+    def add_features(self, file: str, part: Part) -> None:
+        """Take in a staged part of features under a name of its own, since a variant has a folder of its own."""
+        staged = Path(part.path).relative_to(self._root).as_posix()
+        self._new.append((LakePart(part.table, self._spec.cluster, file, part.rows, part.bytes), staged))
 
     def swap(self, gone: Iterable[str], staged: Iterable[Part]) -> None:
         """Take staged parts in the place of some of the lake's, which are given by their names below the root."""

@@ -5,14 +5,15 @@ and are taken in by a commit like any other: the lake is locked for that moment 
 out: a series counts as it was planned only while the index has the same pieces of it. An ingest that brings or replaces
 samples of a series removes its windows in the same commit.
 
-A part of ``feature_series`` has the name of the part of ``features`` that holds its windows.
+A part of ``feature_series`` has the name of the part of ``features`` that holds its windows. Small ones of a variant
+are merged when the lake is looked after (`ingest.maintenance`).
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,14 +23,15 @@ from typing import Final
 import polars as pl
 
 from ingest.errors import LakeBusyError
-from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema, features_in
+from ingest.feature_schemas import CONTEXT_MARGIN_S, FEATURE_SERIES, feature_schema, features_in, variant_of
 from ingest.head import STAGING, Head, LakePart, finish_moves, write_head, writing
 from ingest.manifest import NO_PART, read_pieces_of
 from ingest.migrate import migrate
 from ingest.part_writer import write_table
 from ingest.parts import read_part
+from ingest.reconcile import FORGOTTEN
 from ingest.records import Part
-from ingest.schemas import SERIES_KEY
+from ingest.schemas import SERIES_KEY, TABLES
 
 BUSY_S: Final = 60.0
 """So long a commit waits for another process that writes the lake, unless it is told otherwise."""
@@ -40,7 +42,15 @@ CONTEXT_TABLES: Final = frozenset({"cpu_samples", "node_samples"})
 INDEX_COLUMNS: Final = ("table", "part", "row_start", "rows", *SERIES_KEY, "first_time", "last_time")
 """What an extraction needs to know of a piece."""
 
+SMALL_BYTES: Final = 4 << 20
+"""Windows and series of a task that are smaller together are small parts."""
+
+MERGED_BYTES: Final = 16 << 20
+"""Small parts are merged until they have this many bytes together."""
+
 _KEY: Final = list(SERIES_KEY)
+_PLACE: Final = ["table", "part", "row_start", "rows"]
+_IS_FINAL: Final = pl.col("input") == FORGOTTEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +96,13 @@ def commit_features(lake: Path, results: Sequence[FeatureResult], *, busy_s: flo
         adoption = _Adoption(lake, head, lake / STAGING / f"run-{head.generation + 1:06d}-{os.getpid()}")
         windows = series = short = changed = 0
         for result in results:
-            kept = _unchanged(lake, head, result)
-            rows = read_part(result.series.path)
-            if kept is not None:
-                rows = rows.join(kept, on=_KEY, how="semi", maintain_order="left")
-            changed += result.series.rows - rows.height
+            rows = planned = read_part(result.series.path)
+            if head.pieces != result.index:
+                rows = _touched_since(lake, head, result, planned).leaves(planned)
+            changed += planned.height - rows.height
             if not rows.height:
                 continue
-            adoption.add(result, None if kept is None else rows)
+            adoption.add(result, rows if rows.height < planned.height else None)
             windows, series = windows + int(rows["windows"].sum()), series + rows.height
             short += rows.filter(pl.col("windows") == 0).height
         head = adoption.publish()
@@ -116,28 +125,43 @@ def _patient(lake: Path, busy_s: float) -> Iterator[Head]:
         yield head
 
 
-def _unchanged(lake: Path, head: Head, result: FeatureResult) -> pl.DataFrame | None:
-    """Return the keys of the series that are as they were planned; None where nothing was written since."""
-    if head.pieces == result.index:
-        return None
+def _touched_since(lake: Path, head: Head, result: FeatureResult, rows: pl.DataFrame) -> Touched:
+    """Return what was brought or taken away since a task was planned, of that on which its series depend.
+
+    Parameters
+    ----------
+    rows : those series, as of `FEATURE_SERIES`
+    """
     planned = _planned(result)
-    now = read_pieces_of(lake, head, result.cluster, INDEX_COLUMNS).filter(pl.col("part") != NO_PART)
-    tables = {"gpu_samples", *planned["table"]}
-    jobs = read_part(result.series.path, columns=["job_id"])
-    now = now.filter(pl.col("table").is_in(sorted(tables | (CONTEXT_TABLES if result.has_context else set()))))
-    now = now.filter(pl.col("job_id").is_in(jobs["job_id"].implode()) | (pl.col("table") == "node_samples"))
-    differs = pl.concat(
-        [
-            planned.join(now, on=INDEX_COLUMNS, how="anti", nulls_equal=True),
-            now.join(planned, on=INDEX_COLUMNS, how="anti", nulls_equal=True),
-        ]
+    now = read_pieces_of(lake, head, result.cluster, (*INDEX_COLUMNS, "input")).filter(pl.col("part") != NO_PART)
+    tables = {"gpu_samples", *planned["table"], *(CONTEXT_TABLES if result.has_context else ())}
+    is_theirs = pl.col("job_id").is_in(rows["job_id"].unique().implode()) | (pl.col("table") == "node_samples")
+    differs = _differing(planned, now.filter(pl.col("table").is_in(sorted(tables)) & is_theirs))
+    of = {table: differs.filter(pl.col("table") == table) for table in ("gpu_samples", *CONTEXT_TABLES)}
+    first, last = pl.lit(rows["first_time"].min()), pl.lit(rows["last_time"].max())
+    nodes = of["node_samples"].select(pl.col("first_time").fill_null(first), pl.col("last_time").fill_null(last))
+    jobs = frozenset(of["cpu_samples"]["job_id"].drop_nulls().to_list())
+    return Touched(of["gpu_samples"].select(_KEY), jobs, tuple(nodes.unique().iter_rows()))
+
+
+def _differing(planned: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """Return the pieces that only one of both has, but for those that were merged into others.
+
+    Small parts are merged when their input files are forgotten (`ingest.maintenance`). Pieces of one series, or of the
+    nodes, that meet in time hold what they held before if they have as many rows, from and to the same times.
+    """
+    gone = planned.join(now, on=_PLACE, how="anti").with_columns(comes=pl.lit(False), is_final=pl.lit(True))
+    come = now.join(planned, on=_PLACE, how="anti").with_columns(comes=pl.lit(True), is_final=_IS_FINAL).drop("input")
+    both = pl.concat([gone, come]).sort("table", *_KEY, "first_time")
+    comes, first, last = pl.col("comes"), pl.col("first_time"), pl.col("last_time")
+    starts = (first > last.cum_max().shift().over("table", *_KEY)).fill_null(True)
+    is_same = (
+        pl.col("is_final").all()
+        & (pl.when(comes).then("rows").otherwise(-pl.col("rows")).sum() == 0)
+        & (first.filter(comes).min() == first.filter(~comes).min())
+        & (last.filter(comes).max() == last.filter(~comes).max())
     )
-    keys = read_part(result.series.path, columns=_KEY)
-    if differs.filter(pl.col("table") == "node_samples").height:
-        return keys.clear()
-    changed = differs.filter(pl.col("table") == "gpu_samples")
-    other = differs.filter(pl.col("table") == "cpu_samples")
-    return keys.join(changed, on=_KEY, how="anti").join(other, on="job_id", how="anti")
+    return both.with_columns(run=starts.cum_sum()).filter(~is_same.fill_null(False).over("run"))
 
 
 def _planned(result: FeatureResult) -> pl.DataFrame:
@@ -196,12 +220,12 @@ def write_rows(path: Path, table: str, frame: pl.DataFrame) -> Part:
     return write_table(path, schema, frame)
 
 
-# -- what an ingest removes --------------------------------------------------------------------------------------------
+# -- what an ingest changes --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Touched:
-    """What an ingest brings or takes away, as far as features depend on it.
+    """What an ingest brings or takes away, as far as features depend on it: what it removes, and what comes too late.
 
     ``series`` are keys of GPU samples. ``jobs`` are those with other CPU samples, ``spans`` times with other node
     samples; only variants with context care.
@@ -211,13 +235,27 @@ class Touched:
     jobs: frozenset[int] = frozenset()
     spans: tuple[tuple[datetime, datetime], ...] = ()
 
-    def is_stale(self) -> pl.Expr:
-        """Return an expression over `FEATURE_SERIES` and ``is_touched``: whether the row is not true any more."""
+    def leaves(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows of `FEATURE_SERIES` that are true still."""
         margin = timedelta(seconds=CONTEXT_MARGIN_S)
         context = pl.col("job_id").is_in(sorted(self.jobs))
-        for first, last in self.spans:
-            context |= (pl.col("first_time") <= last + margin) & (pl.col("last_time") >= first - margin)
-        return pl.col("is_touched") | (pl.col("has_context") & context)
+        for first, last in _joined([(first - margin, last + margin) for first, last in self.spans]):
+            context |= (pl.col("first_time") <= last) & (pl.col("last_time") >= first)
+        keys = self.series.select(_KEY).unique().with_columns(is_touched=pl.lit(True))
+        told = rows.join(keys, on=_KEY, how="left", maintain_order="left")
+        is_stale = pl.col("is_touched").fill_null(False) | (pl.col("has_context") & context)
+        return told.filter(~is_stale).drop("is_touched")
+
+
+def _joined(spans: Sequence[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+    """Return the spans in the order of time, those that meet as one."""
+    found: list[tuple[datetime, datetime]] = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1]:
+            found[-1] = found[-1][0], max(last, found[-1][1])
+        else:
+            found.append((first, last))
+    return found
 
 
 def split_stale(
@@ -228,10 +266,9 @@ def split_stale(
     With them comes a number that a part of ``feature_series`` shares with the part of its windows.
     """
     windows_of = {_file_name(part): part for part in parts if part.table == "features"}
-    keys = touched.series.select(_KEY).unique().with_columns(is_touched=pl.lit(True))
     for number, part in enumerate(part for part in parts if part.table == "feature_series"):
-        rows = read_part(root / part.file).join(keys, on=_KEY, how="left", maintain_order="left")
-        stays = rows.with_columns(pl.col("is_touched").fill_null(False)).filter(~touched.is_stale()).drop("is_touched")
+        rows = read_part(root / part.file)
+        stays = touched.leaves(rows)
         if stays.height == rows.height:
             continue
         yield number, part, stays
@@ -243,3 +280,53 @@ def split_stale(
 def _file_name(part: LakePart) -> str:
     """Return what a part of ``feature_series`` and that of its windows are both called."""
     return part.file.rpartition("/")[2]
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def small_pairs(parts: Iterable[LakePart]) -> dict[str, list[tuple[LakePart, ...]]]:
+    """Return the small parts of ``feature_series`` of one cluster, each with that of its windows, by variant.
+
+    Those of which no series gave a window, of whatever variant, are under ''.
+    """
+    windows_of: dict[str, LakePart] = {}
+    series: list[LakePart] = []
+    for part in parts:
+        if part.table == "features":
+            windows_of[_file_name(part)] = part
+        elif part.table == "feature_series":
+            series.append(part)
+    found: dict[str, list[tuple[LakePart, ...]]] = {}
+    for part in series:
+        windows = windows_of.get(_file_name(part))
+        pair = (part,) if windows is None else (part, windows)
+        if sum(one.bytes for one in pair) < SMALL_BYTES:
+            found.setdefault("" if windows is None else variant_of(windows.file), []).append(pair)
+    return found
+
+
+def merged_parts(
+    root: Path, pairs: Sequence[tuple[LakePart, ...]]
+) -> Iterator[tuple[list[LakePart], list[tuple[str, pl.DataFrame]]]]:
+    """Yield small parts of one variant that go, and what comes for them: folder below the root, and rows by key."""
+    for group in _groups(pairs):
+        if len(group) > 1:
+            come = []
+            for parts in zip(*group, strict=True):
+                key = TABLES[parts[0].table].key
+                rows = pl.concat([read_part(root / part.file) for part in parts]).sort(key, maintain_order=True)
+                come.append((parts[0].file.rpartition("/")[0], rows))
+            yield [part for pair in group for part in pair], come
+
+
+def _groups(pairs: Sequence[tuple[LakePart, ...]]) -> Iterator[list[tuple[LakePart, ...]]]:
+    group: list[tuple[LakePart, ...]] = []
+    held = 0
+    for pair in pairs:
+        group.append(pair)
+        held += sum(part.bytes for part in pair)
+        if held >= MERGED_BYTES:
+            yield group
+            group, held = [], 0
+    yield group

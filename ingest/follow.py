@@ -8,6 +8,7 @@ knows them, so that one that was not removed yet is not taken twice.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from ingest.collectors.spool import (
     write_whole,
 )
 from ingest.errors import JobwattError, SourceError, SpoolBusyError, SpoolError
+from ingest.feature_commit import small_pairs
 from ingest.head import HEAD, MANIFEST, read_head
 from ingest.lag import newest_sample, snapshot_nodes
 from ingest.maintenance import MERGED, SMALL_ROWS, maintain
@@ -282,10 +284,9 @@ class Follower:
         plan = self._plan
         if not (plan.lake / MANIFEST / HEAD).exists():
             return False
-        small: dict[str, int] = {}
-        for part in read_head(plan.lake).parts:
-            if part.cluster == plan.cluster and part.table in MERGED and part.rows < SMALL_ROWS:
-                small[part.table] = small.get(part.table, 0) + 1
+        mine = [part for part in read_head(plan.lake).parts if part.cluster == plan.cluster]
+        small = Counter(part.table for part in mine if part.table in MERGED and part.rows < SMALL_ROWS)
+        small.update({variant: len(pairs) for variant, pairs in small_pairs(mine).items()})
         return max(small.values(), default=0) > plan.compact_after
 
     def _lag_s(self) -> tuple[float | None, float]:

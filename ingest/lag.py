@@ -33,7 +33,8 @@ def newest_sample(lake: Path, cluster: str, *, nodes: Collection[str] = (), unti
         return Newest()
     head = read_head(lake)
     if head.pieces:
-        mine = read_pieces(lake, head).filter((pl.col("cluster") == cluster) & (pl.col("part") != NO_PART))
+        is_mine = (pl.col("cluster") == cluster) & (pl.col("table") == "gpu_samples") & (pl.col("part") != NO_PART)
+        mine = read_pieces(lake, head).filter(is_mine)
         if nodes:
             mine = mine.filter(pl.col("node").is_in(sorted(nodes)))
         of_all = mine["last_time"].max()

@@ -18,6 +18,7 @@ from typing import Final
 import polars as pl
 
 from ingest.assembly import Assembly
+from ingest.feature_commit import merged_parts, small_pairs, write_rows
 from ingest.head import STAGING, Head, LakePart, writing
 from ingest.manifest import NO_PART, read_pieces
 from ingest.migrate import migrate
@@ -52,16 +53,22 @@ class Upkeep:
 
 @dataclass(slots=True)
 class _Changes:
-    """Parts of the lake that go, staged ones that come, the pieces of the next state, and rows dropped."""
+    """Parts of the lake that go, staged ones that come, the pieces of the next state, and rows dropped.
+
+    Of features, staged parts come with their names below the root.
+    """
 
     pieces: pl.DataFrame
     gone: set[str] = field(default_factory=set)
     come: list[Part] = field(default_factory=list)
+    features: list[tuple[str, Part]] = field(default_factory=list)
     rows_dropped: int = 0
 
 
 def maintain(lake: Path, cluster: str, *, compact_after: int, keep_from: datetime | None = None) -> Upkeep:
     """Merge small parts of a cluster where a table has more than ``compact_after``, and drop old samples.
+
+    Of features, each variant counts as a table.
 
     Parameters
     ----------
@@ -100,6 +107,7 @@ class _Maintenance:
             self._drop_timed("cpu_samples", keep_from)
         for table in MERGED:
             self._merge(table, compact_after)
+        self._merge_features(compact_after)
         changes = self._changes
         if not changes.gone:
             return Upkeep()
@@ -107,8 +115,10 @@ class _Maintenance:
         spec = CommitSpec(str(self._root), str(self._folder), self._cluster, self._head, (), (), tres_names=names)
         assembly = Assembly(spec, (), {})
         assembly.swap(changes.gone, changes.come)
+        for file, part in changes.features:
+            assembly.add_features(file, part)
         assembly.publish((), assembly.settled(changes.pieces), self._all_pieces, ())
-        return Upkeep(len(changes.gone), len(changes.come), changes.rows_dropped)
+        return Upkeep(len(changes.gone), len(changes.come) + len(changes.features), changes.rows_dropped)
 
     def clean(self) -> None:
         """Remove what was staged and not taken."""
@@ -183,6 +193,17 @@ class _Maintenance:
             staging = self._staging()
             staging.store(table, frame, [FORGOTTEN])
             self._finish(staging)
+
+    def _merge_features(self, compact_after: int) -> None:
+        """Merge the small parts of each variant of features where they are many."""
+        for pairs in small_pairs([*self._live("feature_series"), *self._live("features")]).values():
+            for gone, come in merged_parts(self._root, pairs) if len(pairs) > compact_after else ():
+                self._changes.gone.update(part.file for part in gone)
+                name = f"part-{self._head.generation + 1:06d}-{len(self._changes.features):05d}.parquet"
+                for folder, rows in come:
+                    table = folder.partition("/")[0]
+                    staged = self._folder / f"{self._next_name()}.{table}.parquet"
+                    self._changes.features.append((f"{folder}/{name}", write_rows(staged, table, rows)))
 
     def _day(self, part: LakePart) -> datetime | None:
         """Return the day on which a part begins, None where its table has no time."""

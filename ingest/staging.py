@@ -28,6 +28,7 @@ from ingest.summaries import (
     series_starts,
     stretch_starts,
     summarise,
+    whole_numbers,
 )
 
 PIECES_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -96,7 +97,7 @@ class Staging:
         if not frame.height:
             return
         is_gpu = table == "gpu_samples"
-        starts = _starts(frame, is_gpu)
+        starts = _starts(frame, table)
         cuts = stretch_starts(frame, starts) if is_gpu else starts
         stretches = is_gpu and frame.height >= LEAST_STRETCH_ROWS * len(cuts)
         writer = self._writer("gpu_extended" if extended else table, table, stretches)
@@ -231,21 +232,27 @@ def conform_pieces(pieces: pl.DataFrame) -> pl.DataFrame:
     ).with_columns(pl.col("extended").fill_null(False))
 
 
-def _starts(frame: pl.DataFrame, is_gpu: bool) -> IntArray:
-    """Return where pieces start: a new input file, or a new series of GPU samples."""
+def _starts(frame: pl.DataFrame, table: str) -> IntArray:
+    """Return where pieces start: a new input file, a new series of GPU samples, or another job's CPU samples."""
     file = frame["file"].to_numpy()
     new = np.empty(len(file), np.bool_)
     new[0] = True
     np.not_equal(file[1:], file[:-1], out=new[1:])
-    if is_gpu:
+    if table == "gpu_samples":
         new[series_starts(frame)] = True
+    if table == "cpu_samples":
+        job_id = whole_numbers(frame["job_id"])
+        new[1:] |= job_id[1:] != job_id[:-1]
     return np.flatnonzero(new)
 
 
 def _plain_pieces(frame: pl.DataFrame, starts: IntArray) -> pl.DataFrame:
-    rows = pl.Series("rows", starts).diff(-1).abs().fill_null(frame.height - int(starts[-1]))
-    at = starts.tolist()
-    columns = {"rows": rows}
-    if "job_id" in frame.columns and "time" in frame.columns:
-        columns["job_id"] = frame["job_id"][at]
+    """Return how many rows a piece has, from when to when, and of which job, as far as the table has these."""
+    columns = {"rows": pl.Series(np.diff(starts, append=frame.height))}
+    if "time" in frame.columns:
+        time_us = whole_numbers(frame["time"])
+        columns["first_time"] = pl.Series(np.minimum.reduceat(time_us, starts))
+        columns["last_time"] = pl.Series(np.maximum.reduceat(time_us, starts))
+        if "job_id" in frame.columns:
+            columns["job_id"] = frame["job_id"][starts.tolist()]
     return pl.DataFrame(columns)

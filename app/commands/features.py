@@ -20,8 +20,9 @@ from app.settings import load, with_lake
 if TYPE_CHECKING:
     import polars as pl
 
-    from features.extract import Progress
+    from features.extract import ExtractReport, Progress
     from features.variant import Variant
+    from ingest.lake import Lake
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -122,8 +123,8 @@ def extract(
 
     Example: jobwatt features extract --lake data/lake --set statistical --seconds 60 --place middle --workers 2
     """
-    if out is not None and not out.absolute().parent.is_dir():
-        raise click.UsageError(f"--out {out}: its folder does not exist; make it first.")
+    if out is not None:
+        _check_out(out)
     if even and max_gap is None:
         raise click.UsageError("--even needs --max-gap: over how many seconds may a straight line be drawn?")
     variant = _variant(
@@ -149,10 +150,12 @@ def extract(
                 bar(now.windows_done, now.windows_total, now.phase)
 
         report = extract_into(root, variant, runner=runner, cluster=cluster, progress=tell, say=_say)
-    if report.is_repeated and not report.series_changed:
+    if not report.series and not report.series_changed:
+        _say(f"{root} has no GPU sample of a job{_of(cluster)}, so there is nothing to describe")
+    elif report.is_repeated and not report.series_changed:
         _say(f"{root} has {variant.name} of all series already; nothing was made anew")
     if out is not None:
-        _export(lake, variant, cluster, out, report.windows)
+        _export(lake, variant, cluster, out, report)
     show(report)
     if report.series_changed:
         click.get_current_context().exit(PARTLY_DONE)
@@ -162,12 +165,33 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _export(lake: Path | None, variant: Variant, cluster: str | None, out: Path, windows: int) -> None:
+def _of(cluster: str | None) -> str:
+    return "" if cluster is None else f" of cluster {cluster}"
+
+
+def _staged(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
+def _check_out(out: Path) -> None:
+    """Make sure that a file can be written there, before hours are spent on what is in it."""
+    if not out.absolute().parent.is_dir():
+        raise click.UsageError(f"--out {out}: its folder does not exist; make it first.")
+    try:
+        _staged(out).touch()
+    except OSError as error:
+        why = error.strerror or error
+        raise click.UsageError(f"--out {out}: no file can be made there ({why}); choose another folder.") from error
+    _staged(out).unlink()
+
+
+def _export(lake: Path | None, variant: Variant, cluster: str | None, out: Path, report: ExtractReport) -> None:
     """Write one variant whole to a file, or nothing of it."""
-    if not windows:
-        _say(f"no window, so {out} was not written; `jobwatt features short` says why")
+    if not report.windows:
+        why = "; `jobwatt features short` says why" if report.series else ""
+        _say(f"no window, so {out} was not written{why}")
         return
-    staged = out.with_name(f".{out.name}.part")
+    staged = _staged(out)
     try:
         with open_lake(lake) as opened:
             opened.scan_features(variant.name, cluster).sink_parquet(staged)
@@ -201,12 +225,27 @@ def short(show: Show, *, lake: Path | None, variant: str | None, cluster: str | 
     import polars as pl
 
     with open_lake(lake) as opened:
+        _check_known(opened, variant=variant, cluster=cluster)
         rows = opened.scan("feature_series", cluster).filter((pl.col("windows") == 0) | (pl.col("windows_refused") > 0))
         if variant is not None:
             rows = rows.filter(pl.col("variant") == variant)
         columns = ["cluster", "job_id", "node", "gpu_index", "variant", "duration_s", "samples"]
         found = rows.select(*columns, "windows", "windows_refused", "reason").sort(columns[:5]).collect()
     show(found, table_rows=TABLE_ROWS)
+
+
+def _check_known(lake: Lake, **wanted: str | None) -> None:
+    """Refuse a variant or cluster of which no features were made: that nothing was short would be untrue."""
+    from ingest.errors import LakeError
+
+    made = lake.scan("feature_series").select(list(wanted)).unique().collect()
+    for name, value in wanted.items():
+        known = sorted(made[name].unique())
+        if value is not None and value not in known:
+            raise LakeError(
+                f"{lake.root} has no features of a {name} {value!r}; it has those of {', '.join(known) or 'none'}: "
+                f"make some with jobwatt features extract --lake {lake.root}"
+            )
 
 
 @features.command()

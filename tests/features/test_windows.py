@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -133,11 +134,38 @@ def test_channels_come_in_the_order_asked_for():
         ({"seconds": float("nan")}, "seconds is nan"),
         ({"seconds": 60, "place": "end"}, "place is 'end'; give one of start, middle"),
         ({"seconds": 60, "samples_per_s": -1}, "samples_per_s is -1"),
+        ({"seconds": 0.0009}, "seconds is 0.0009; give 0.001 to 1e"),
+        ({"seconds": 1e15, "samples_per_s": 1e-12}, "seconds is 1000000000000000.0; give 0.001 to 1e"),
+        ({"seconds": 60, "place": "slide", "stride_s": 1e-7}, "stride_s is 1e-07; give 0.001"),
+        ({"seconds": 60, "max_gap_s": 1e15}, "max_gap_s is 1000000000000000.0; give a length above 0, up to 1e"),
+        (
+            {"seconds": 60, "samples_per_s": 1e9},
+            r"seconds x samples_per_s is 60 x 1e\+09, .* 6e\+10 samples; .* 10,000,000",
+        ),
+        ({"seconds": 60, "place": "random", "seed": -1}, "seed is -1; give 0 or more"),
     ],
 )
 def test_a_wrong_specification_is_refused_by_name(arguments: dict[str, object], said: str):
     with pytest.raises(ValueError, match=said):
         WindowSpec(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_windows_of_millions_of_samples_that_no_series_has_need_no_memory(even: bool):
+    spec = WindowSpec(1000, samples_per_s=9000, max_gap_s=1.0, even=even)
+    tracemalloc.start()
+    try:
+        windows = cut_windows(series([0.0, 1.0]), spec, channels=["power_w"])
+        assert tracemalloc.get_traced_memory()[1] < 9_000_000
+    finally:
+        tracemalloc.stop()
+    assert windows.values.shape == (0, 1, 9_000_000)
+    assert windows.short["reason"].to_list() == ["shorter_than_window"]
+
+
+def test_the_shortest_windows_and_strides_are_a_millisecond():
+    windows = cut_windows(series([0.0, 0.001, 0.002]), WindowSpec(0.001, "slide", 1.0), channels=["power_w"])
+    assert windows.values.tolist() == [[[0.0]], [[1.0]]]
 
 
 def test_samples_without_a_time_are_refused_with_their_number():

@@ -11,6 +11,7 @@ from app.cli import run
 from ingest.lake import Lake
 from tests.features.lakes import gpu_name, job_file, make_lake, variant
 from tests.small_sources import START_S, take, write
+from tests.spool_files import gpu_cells, make_spool, write_segment
 
 WINDOWS = ["--seconds", "4", "--samples-per-s", "2"]
 
@@ -63,6 +64,8 @@ def test_an_unknown_set_is_refused_with_the_names_of_those_there_are(lake, capsy
         (["--set", "intervals", "--seconds", "0.2"], "has 2; the set 'intervals' needs 4 or more"),
         (["--set", "job", "--stride", "5"], "only sliding windows have one"),
         (["--set", "job", "--even"], "--even needs --max-gap"),
+        (["--set", "job", "--samples-per-s", "1e12"], "seconds x samples_per_s is 60 x 1e+12"),
+        (["--set", "job", "--seconds", "1e-7", "--place", "slide"], "seconds is 1e-07; give 0.001"),
         (["--set", "job", "--out", "/nowhere/at/all.parquet"], "its folder does not exist"),
         (["--set", "job", "--slurm", "--scheduler", "tcp://127.0.0.1:1"], "exclude each other"),
     ],
@@ -87,8 +90,47 @@ def test_list_and_short_tell_what_there_is_and_what_gave_no_window(lake, capsys)
     assert run(["features", "short", "--lake", str(lake), "--format", "json"]) == 0
     (short,) = json.loads(capsys.readouterr().out)
     assert (short["job_id"], short["samples"], short["reason"]) == (109, 7, "shorter_than_window")
-    assert run(["features", "short", "--lake", str(lake), "--variant", "other", "--format", "json"]) == 0
+    assert extract(lake, "--seconds", "2") == 0
+    capsys.readouterr()
+    none = ["--variant", variant(seconds=2.0).name, "--cluster", "one"]
+    assert run(["features", "short", "--lake", str(lake), *none, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["--variant", "statistcal-v2"],
+            "no features of a variant 'statistcal-v2'; it has those of statistical-v2-4s-st",
+        ),
+        (["--cluster", "two"], "no features of a cluster 'two'; it has those of one"),
+    ],
+)
+def test_short_refuses_what_there_are_no_features_of(options, says, lake, capsys):
+    assert run(["features", "short", "--lake", str(lake), *options]) == 1
+    assert "it has those of none: make some with" in capsys.readouterr().err
+    extract(lake)
+    assert run(["features", "short", "--lake", str(lake), *options]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_lake_of_idle_gpus_is_said_to_have_nothing_to_describe(tmp_path, capsys):
+    spool = make_spool(tmp_path / "spool")
+    write_segment(spool, "gpu", 1, [gpu_cells(i / 2.0, None) for i in range(50)])
+    take(spool, tmp_path / "lake")
+    assert extract(tmp_path / "lake", "--out", str(tmp_path / "out.parquet")) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"{tmp_path / 'lake'} has no GPU sample of a job, so there is nothing to describe",
+        f"no window, so {tmp_path / 'out.parquet'} was not written",
+    ]
+
+
+def test_a_file_that_cannot_be_made_is_refused_before_anything_is_extracted(lake, capsys):
+    assert extract(lake, "--out", "/proc/x.parquet") == 2
+    assert "--out /proc/x.parquet: " in capsys.readouterr().err
+    assert Lake(lake).variants() == ()
 
 
 def test_lake_info_and_check_know_the_tables(lake, capsys):
