@@ -280,7 +280,7 @@ class _Run:
             if checksum != known.checksum and not shrunken:
                 changed.append(spec)
             elif file.name not in settled:
-                record = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum)
+                record = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum, scanned=file.name)
                 record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
                 if checksum != known.checksum:
                     detail = f"{file.member.size} bytes, {known.size} before"
@@ -301,7 +301,7 @@ class _Run:
 
     def _rescan(self, plan: IngestPlan, commit: CommitSpec, names: Sequence[str]) -> CommitSpec:
         """Read files again that share a series with a changed one, and return the commit with them."""
-        files = plan.files
+        files = plan.find(commit.records, names)
         specs = [
             replace(
                 plan.template,
@@ -312,8 +312,8 @@ class _Run:
             for i, name in enumerate(names)
         ]
         extra = list(self._map_scan(specs))
-        again = {r.name: r if r.status == "refused" else replace(r, status="replaced") for e in extra for r in e.files}
-        records = tuple(again.get(record.name, record) for record in commit.records)
+        again = {r.name: r.read_again(files[r.name].name) for e in extra for r in e.files}
+        records = tuple(again.pop(record.name, record) for record in commit.records)  # a copy of one is no second one
         return replace(commit, results=(*commit.results, *extra), records=records)
 
     def _leave_out(self, plan: IngestPlan, commit: CommitSpec, held: Sequence[Held]) -> CommitSpec:
@@ -325,7 +325,7 @@ class _Run:
         results = [*kept, *self._map_scan([spec for spec in others if spec.files])]
         results.sort(key=lambda r: r.part)
         files = plan.files
-        records = tuple(_as_known(r, files[r.name], why[r.name]) if r.name in why else r for r in commit.records)
+        records = tuple(_as_known(r, files[r.origin], why[r.name]) if r.name in why else r for r in commit.records)
         return replace(commit, results=tuple(results), records=records)
 
     def _tell_read(self) -> None:

@@ -8,7 +8,7 @@ where the exporter knew none. Rows that give way are counted as merged, and stay
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -93,13 +93,18 @@ def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: 
 def find_doubled(collected: pl.DataFrame, known: pl.DataFrame) -> dict[CountKey, int]:
     """Return the rows of collectors' pieces that meet the time of another run of a collector on their GPU, by file.
 
+    Of segments that the lake has forgotten nobody knows of which run they are: they are another one's than those of a
+    run whose first segment comes now, and are compared with those alone.
+
     Parameters
     ----------
     collected, known : pieces of segments that come, and of those that the lake has
     """
     if not collected.height:
         return {}
-    told = known.filter(~pl.col("input").str.split(SEPARATOR).list.contains(FORGOTTEN))
+    begun = {_run(name) for entry in collected["input"].unique() for name in entry.split(SEPARATOR) if _is_first(name)}
+    is_known = ~pl.col("input").str.split(SEPARATOR).list.contains(FORGOTTEN)
+    told = known if begun else known.filter(is_known)
     runs = {entry: _run(entry) for entry in (*collected["input"].unique(), *told["input"].unique())}
     run = pl.col("input").replace_strict(runs, return_dtype=pl.String)
     columns = ["part", "row_start", "rows", "input", "gaps", "run", *_DEVICE, "first_time", "last_time"]
@@ -108,31 +113,51 @@ def find_doubled(collected: pl.DataFrame, known: pl.DataFrame) -> dict[CountKey,
     for device, here in pl.concat([come, there]).partition_by(_DEVICE, as_dict=True).items():
         if here["run"].n_unique() > 1:
             mine = come.filter(*(pl.col(name) == value for name, value in zip(_DEVICE, device, strict=True)))
-            twice.append(_meeting(mine, here))
-    by_file = pl.concat(twice).group_by("input").agg(pl.col("rows").sum()).sort("input")
-    return {(entry.split(SEPARATOR)[0], None, DOUBLED, ""): rows for entry, rows in by_file.iter_rows()}
+            twice.append(_meeting(mine, here, begun))
+    found = Counter[CountKey]()
+    for entry, rows in pl.concat(twice).select("input", "rows").sort("input").iter_rows():
+        found[entry.split(SEPARATOR)[0], None, DOUBLED, ""] += rows
+    return dict(found)
 
 
-def _meeting(pieces: pl.DataFrame, here: pl.DataFrame) -> pl.DataFrame:
-    """Return the pieces of one GPU that meet what another of its runs covers, by more than a second."""
+def _meeting(pieces: pl.DataFrame, here: pl.DataFrame, begun: set[str]) -> pl.DataFrame:
+    """Return the pieces of one GPU that meet what another of its runs covers, by more than a second.
+
+    Parameters
+    ----------
+    begun : the runs that are certain to be others than those of forgotten segments
+    """
     second = pl.duration(seconds=1)
     covered = pl.concat(
         cover(_without_gaps(of_run)).select(other=pl.lit(run, pl.String), after=pl.col("first") + second, last="last")
         for (run,), of_run in here.group_by("run", maintain_order=True)
     )
-    long = pieces.filter(pl.col("last_time") - pl.col("first_time") > second)
-    met = long.with_columns(until=pl.col("first_time") + second).join_where(
-        covered.filter(pl.col("last") > pl.col("after")),
-        pl.col("last_time") > pl.col("after"),
-        pl.col("until") < pl.col("last"),
-        pl.col("run") != pl.col("other"),
+    stretches = _without_gaps(pieces, ["part", "row_start", "run"])
+    long = stretches.filter(pl.col("last_time") - pl.col("first_time") > second)
+    met = (
+        long.with_columns(until=pl.col("first_time") + second)
+        .join_where(
+            covered.filter(pl.col("last") > pl.col("after")),
+            pl.col("last_time") > pl.col("after"),
+            pl.col("until") < pl.col("last"),
+            pl.col("run") != pl.col("other"),
+        )
+        .filter((pl.col("other") != FORGOTTEN) | pl.col("run").is_in(list(begun)))
     )
-    return met.select(pieces.columns).unique(["part", "row_start"])
+    return pieces.join(met, on=["part", "row_start"], how="semi")
 
 
 def _run(entry: str) -> str:
-    """Return which run of a collector wrote a piece's segments; all that the lake has forgotten count as one."""
-    return ",".join(sorted({name.rpartition("-")[0].rpartition("/")[2] for name in entry.split(SEPARATOR)}))
+    """Return which run of a collector wrote a piece's segments; those of forgotten ones count as one run's."""
+    names = entry.split(SEPARATOR)
+    if FORGOTTEN in names:
+        return FORGOTTEN
+    return ",".join(sorted({name.rpartition("-")[0].rpartition("/")[2] for name in names}))
+
+
+def _is_first(name: str) -> bool:
+    """Return whether a segment is the first one of its run."""
+    return name.rpartition("-")[2].partition(".")[0].lstrip("0") == "1"
 
 
 def cover(pieces: pl.DataFrame) -> pl.DataFrame:
@@ -151,9 +176,14 @@ def cover(pieces: pl.DataFrame) -> pl.DataFrame:
     return spans.agg(pl.col("first_time").min().alias("first"), pl.col("last_time").max().alias("last")).drop("span")
 
 
-def _without_gaps(pieces: pl.DataFrame) -> pl.DataFrame:
-    """Return the times of pieces, those with steps over `MAX_GAP_S` cut there, but for forgotten rows."""
-    columns = [*_DEVICE, "first_time", "last_time"]
+def _without_gaps(pieces: pl.DataFrame, also: Sequence[str] = ()) -> pl.DataFrame:
+    """Return the times of pieces, those with steps over `MAX_GAP_S` cut there, but for rows that are gone.
+
+    Parameters
+    ----------
+    also : further columns that each stretch has as its piece has them
+    """
+    columns = [*_DEVICE, *also, "first_time", "last_time"]
     gapped = (pl.col("gaps") > 0) & (pl.col("part") != NO_PART)
     stretches = [pieces.filter(~gapped.fill_null(False)).select(columns)]
     reader = PartReader(keep=1)
@@ -164,8 +194,8 @@ def _without_gaps(pieces: pl.DataFrame) -> pl.DataFrame:
         of_each = times.group_by(number.alias("stretch"), maintain_order=True).agg(
             pl.col("time").min().alias("first_time"), pl.col("time").max().alias("last_time")
         )
-        device = [pl.lit(piece[name], pieces.schema[name]).alias(name) for name in _DEVICE]
-        stretches.append(of_each.with_columns(device).select(columns))
+        told = [pl.lit(piece[name], pieces.schema[name]).alias(name) for name in (*_DEVICE, *also)]
+        stretches.append(of_each.with_columns(told).select(columns))
     return pl.concat(stretches)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -110,7 +110,7 @@ class FileRecord:
 
     rows_in = rows_out + rows_quarantined + rows_merged + rows_unchanged, always. ``status`` is ``new``, ``replaced``,
     ``unchanged``, or ``refused`` with a reason code and its detail: nothing of the file is taken, and what the lake has
-    of it stays.
+    of it stays. ``scanned`` is its name in the source where ``name`` is that of the lake.
     """
 
     name: str
@@ -127,6 +127,7 @@ class FileRecord:
     unknown_columns: tuple[str, ...] = ()
     reason: str = ""
     detail: str = ""
+    scanned: str = ""
 
     def plus(self, other: FileRecord) -> FileRecord:
         """Return the record of both shares of one file; checksums of shares are joined by the caller."""
@@ -139,6 +140,15 @@ class FileRecord:
             rows_unchanged=self.rows_unchanged + other.rows_unchanged,
             unknown_columns=self.unknown_columns or other.unknown_columns,
         )
+
+    def read_again(self, scanned: str) -> FileRecord:
+        """Return the record of a file that the lake has as it is and that was read anew, or could not be."""
+        return replace(self, scanned=scanned, status="refused" if self.status == "refused" else "replaced")
+
+    @property
+    def origin(self) -> str:
+        """The file's name in the source."""
+        return self.scanned or self.name
 
     @property
     def is_taken(self) -> bool:
@@ -217,14 +227,13 @@ class IngestPlan:
 
     @property
     def files(self) -> dict[str, ScanFile]:
-        """Every file that has a task, by its name, and by those of the files of the lake that it may be.
+        """Every file that has a task, by its name in the source."""
+        return {file.name: file for spec in (*self.specs, *self.verify) for file in spec.files}
 
-        Of several that may be a file of the lake, one of its size is: a log that was moved away is as it was.
-        """
-        files = [file for spec in (*self.specs, *self.verify) for file in spec.files]
-        found = {known.name: file for file in files for known in file.candidates} | {file.name: file for file in files}
-        may_be = ((known, file) for file in files for known in file.candidates)
-        return found | {known.name: file for known, file in may_be if known.size == file.member.size}
+    def find(self, records: Iterable[FileRecord], names: Collection[str]) -> dict[str, ScanFile]:
+        """Return the files that the lake knows by some names, by these names."""
+        files = self.files
+        return {record.name: files[record.origin] for record in records if record.name in names}
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,7 @@ class _Scan:
         if known is None:
             return False
         if (same := file.find_same(source.hash.size, self._checksum(file, source))) is not None:
-            record = FileRecord(same.name, file.kind, "unchanged", same.size, same.checksum)
+            record = FileRecord(same.name, file.kind, "unchanged", same.size, same.checksum, scanned=file.name)
             self._records.append(replace(record, rows_in=same.rows_in, rows_unchanged=same.rows_in))
             return True
         if source.hash.size < known.size and not self._spec.force and not file.is_anonymous:

@@ -8,22 +8,22 @@ it lost one.
 
 So it is with what ``nvidia-smi`` wrote, whose logs are rotated: one of which all rows come before or after those that
 the lake has of its node's GPUs stands beside them, whatever its name and size. One that has a time in common with some
-of them takes their place if it spans all of their time and has as many rows. Options (zone, node) may have changed in
+of them takes the place of the one of its name, and of those that are not at hand, if it has all of their times; it
+stands beside those that are at hand as the lake knows them, and joins them. Options (zone, node) may have changed in
 between: logs are compared as they would be, were they all read with the new ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import polars as pl
 
-from ingest.parts import PartReader
-from ingest.reconcile import SEPARATOR
+from ingest.extent import are_of, count_found, find_extent, find_lost, has_some, key_of, meets, of_files
 from ingest.records import CommitSpec, FileRecord, Held, Known, SmiOptions
-from ingest.schemas import SERIES_KEY, TIME
+from ingest.schemas import SERIES_KEY
 from ingest.sources.kinds import KINDS
 
 MARK: Final = "@"
@@ -80,8 +80,9 @@ def find_succession(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, 
     """
     search = _Search(spec, inputs, live, fresh)
     taken = [r for r in spec.records if r.is_taken]
+    search.add_logs([r for r in taken if r.kind in KINDS and KINDS[r.kind].is_of_node])
     for record in taken:
-        if record.kind in KINDS and (KINDS[record.kind].is_anonymous or KINDS[record.kind].is_of_node):
+        if record.kind in KINDS and KINDS[record.kind].is_anonymous:
             search.add(record)
         elif record.kind == "sacct" and record.status == "replaced":
             search.compare(record)
@@ -103,35 +104,115 @@ class _Search:
         self._inputs = inputs
         self._live = live
         self._fresh = fresh
+        self._at_hand = _names_at_hand(spec)
         self.found = Succession()
 
     def add(self, record: FileRecord) -> None:
-        """Find out what one file succeeds."""
+        """Find out what one file that is no log of a node succeeds."""
         kind, name = record.kind, record.name
-        is_log = KINDS[kind].is_of_node
-        known = self._inputs.filter(pl.col("kind") == kind)["name"].sort().to_list()
+        known = self._names_of(kind)
         if not known:
             return
-        now = _extent(self._fresh, [name], kind)
-        same = [one for one in known if is_log and _is_content_of(record, self._known(one))]
-        shared = same or [one for one in known if _meets(self._told(one, record, now, None), now)]
-        given = set(self.found.names.values())
-        taken = {*self._inputs["name"], *given}
-        heir = name if name in shared or (same and name not in taken) else shared[0] if shared else None
-        if heir is None or (is_log and heir in given):  # a copy beside a log that has its place already
-            base = name if is_log else name.partition(MARK)[0]
-            self.found.names[name] = _free_name(base, self._spec.source_name, taken)
+        now = find_extent(self._fresh, [name], kind)
+        shared = [one for one in known if meets(self._told(one, record, now), now)]
+        if not shared:
+            self._set_apart(record)
             return
-        self.found.names[name] = heir
-        why = None if self._spec.force or same else self._loss(record, now, shared)
+        why = None if self._spec.force else self._lost_keys(record, now, shared) or self._fewer(record, shared)
+        self._settle(record, shared, why)
+
+    def add_logs(self, records: Sequence[FileRecord]) -> None:
+        """Find out what logs of nodes succeed: each itself before others, and none that is itself at hand unchanged."""
+        left = [record for record in records if self._names_of(record.kind)]
+        for step in (self._take_same, self._take_self, self._take_others, self._hold):
+            left = [record for record in left if not step(record)]
+        for record in left:
+            self._set_apart(record)
+
+    def _take_same(self, record: FileRecord) -> bool:
+        """Let a log that was read with other options before take its own place."""
+        same = [one for one in self._free(record.kind) if _is_content_of(record, self._known(one))]
+        if same:
+            is_free = record.name not in {*self._inputs["name"], *self.found.names.values()}
+            self._settle(record, [record.name] if record.name in same else same[:1])
+            if is_free:
+                self.found.names[record.name] = record.name
+        return bool(same)
+
+    def _take_self(self, record: FileRecord) -> bool:
+        """Let a log that has all rows of the one of its name take its place, and theirs whose rows it has as well."""
+        name = record.name
+        if name not in self._names_of(record.kind) or name in self._gone or not self._meets(record, name):
+            return False
+        if self._loss(record, [name], is_strict=name in self._at_hand) is not None:  # another file has its old rows
+            return False
+        self._settle(record, self._held_by(record, [name]))
+        return True
+
+    def _take_others(self, record: FileRecord) -> bool:
+        """Let a log take the places of all logs whose rows it has, unless it lost rows of the one of its name."""
+        met = self._met(record)
+        if not met or record.name in met:
+            return False
+        held = self._held_by(record, [])
+        if held:
+            self._settle(record, held)
+        return bool(held)
+
+    def _hold(self, record: FileRecord) -> bool:
+        """Refuse a log that meets others and has not all of their rows, or drop these rows where that is forced."""
+        if self._take_others(record):
+            return True
+        met = self._met(record)
+        if met:
+            self._settle(record, met, None if self._spec.force else self._loss(record, met, is_strict=True))
+        return bool(met)
+
+    def _held_by(self, record: FileRecord, own: list[str]) -> list[str]:
+        """Return ``own`` with the other logs that go since a log has all of their rows, and as many as all of them."""
+        held = list(own)
+        for one in self._met(record):
+            if one not in held and self._loss(record, [*held, one]) is None:
+                held.append(one)
+        return held
+
+    def _met(self, record: FileRecord) -> list[str]:
+        """Return the logs of the lake with which a log has a time in common and whose places it may take."""
+        return [one for one in self._free(record.kind) if self._meets(record, one)]
+
+    def _meets(self, record: FileRecord, known: str) -> bool:
+        now = find_extent(self._fresh, [record.name], record.kind)
+        return meets(self._told(known, record, now), now)
+
+    def _free(self, kind: str) -> list[str]:
+        """Return the logs of the lake whose places a log may take: no other has taken them, none is itself at hand."""
+        return [one for one in self._names_of(kind) if one not in self._gone | self._at_hand]
+
+    @property
+    def _gone(self) -> set[str]:
+        return self.found.succeeded | set(self.found.held)
+
+    def _names_of(self, kind: str) -> list[str]:
+        return self._inputs.filter(pl.col("kind") == kind)["name"].sort().to_list()
+
+    def _settle(self, record: FileRecord, shared: list[str], why: tuple[str, str] | None = None) -> None:
+        """Note that a file takes the places of others under the name of one, or that it is refused."""
+        heir = record.name if record.name in shared else shared[0]
+        self.found.names[record.name] = heir
         if why is None:
             self.found.succeeded.update(shared)
         else:
-            self.found.held[heir] = Held(*why, name, heir)
+            self.found.held[heir] = Held(*why, record.name, heir)
+
+    def _set_apart(self, record: FileRecord) -> None:
+        """Give a file a name that no other has."""
+        base = record.name if KINDS[record.kind].is_of_node else record.name.partition(MARK)[0]
+        taken = {*self._inputs["name"], *self.found.names.values()}
+        self.found.names[record.name] = _free_name(base, self._spec.source_name, taken)
 
     def compare(self, record: FileRecord) -> None:
         """Hold a file that is known by its name, and may become shorter, where jobs of it are gone."""
-        now = _extent(self._fresh, [record.name], record.kind)
+        now = find_extent(self._fresh, [record.name], record.kind)
         why = None if self._spec.force else self._lost_keys(record, now, [record.name])
         if why is not None:
             self.found.held[record.name] = Held(*why, record.name, record.name)
@@ -141,50 +222,87 @@ class _Search:
         columns = ("size", "checksum", "rows_in", "name")
         return Known(*self._inputs.filter(pl.col("name") == name).select(columns).row(0))
 
-    def _told(self, name: str, record: FileRecord, now: pl.DataFrame, among: Sequence[str] | None) -> pl.DataFrame:
+    def _told(self, name: str, record: FileRecord, now: pl.DataFrame) -> pl.DataFrame:
         """Return what a file of the lake tells of, a log as if it had been read with the options of ``record``.
+
+        A log whose rows are joined with those of others tells of all their time.
+        """
+        old = find_extent(self._live, [name], record.kind)
+        if not KINDS[record.kind].is_of_node or not now.height:
+            return old
+        old = self._on_node(old, name, record, now)
+        return old.with_columns(self._placed(edge, name, record) for edge in ("first_time", "last_time"))
+
+    def _on_node(self, old: pl.DataFrame, name: str, record: FileRecord, now: pl.DataFrame) -> pl.DataFrame:
+        """Return what the log of a file's own name told, of the node that an option tells now."""
+        theirs, ours = (_options_of(checksum) for checksum in (self._known(name).checksum, record.checksum))
+        if name != record.name or theirs.node == ours.node or not now.height:
+            return old
+        return old.with_columns(node=pl.lit(now["node"][0], old.schema["node"]))
+
+    def _placed(self, column: str, name: str, record: FileRecord) -> pl.Expr:
+        """Return the times of a log of the lake, read in the zone that is told now."""
+        theirs, ours = (_options_of(checksum) for checksum in (self._known(name).checksum, record.checksum))
+        same = theirs.time_zone == ours.time_zone
+        return pl.col(column) if same else _in_zone(pl.col(column), theirs, ours)
+
+    def _loss(self, record: FileRecord, shared: list[str], *, is_strict: bool = False) -> tuple[str, str] | None:
+        """Return reason code and detail where the lake would lose rows by a log that takes the places of others.
+
+        Rows that are joined with those of a log that must be read again are compared after that.
 
         Parameters
         ----------
-        among : with pieces of these files alone; those that have rows of others too are wider than the file is
+        is_strict : no other log has their rows, not even those that are joined with others'
         """
-        old = _extent(self._live, [name], record.kind, among)
-        if not KINDS[record.kind].is_of_node or not now.height:
-            return old
-        theirs, ours = (_options_of(checksum) for checksum in (self._known(name).checksum, record.checksum))
-        if name == record.name and theirs.node != ours.node:
-            old = old.with_columns(node=pl.lit(now["node"][0], old.schema["node"]))
-        if theirs.time_zone == ours.time_zone:
-            return old
-        return old.with_columns(_in_zone(pl.col(edge), theirs, ours) for edge in ("first_time", "last_time"))
-
-    def _loss(self, record: FileRecord, now: pl.DataFrame, shared: list[str]) -> tuple[str, str] | None:
-        """Return reason code and detail where the lake would lose by this file, which tells of what ``shared`` told."""
-        if KINDS[record.kind].is_of_node:
-            return self._fewer(record, shared) or self._lost_keys(record, now, shared)
-        return self._lost_keys(record, now, shared) or self._fewer(record, shared)
+        every = self._fresh.filter(pl.col("table") == KINDS[record.kind].table)
+        new = of_files(every, [record.name], record.kind)
+        come = {one.name for one in self._spec.records if one.is_taken} | self.found.succeeded
+        counted = []
+        for name in shared:
+            old = self._on_node(of_files(self._live, [name], record.kind), name, record, new)
+            placed = self._placed("time", name, record)
+            is_own = pl.lit(is_strict) | are_of(shared)
+            others = ~are_of([*shared, *(come - self._at_hand)])
+            waits = others if name == record.name else has_some(self._at_hand)
+            counted.append(count_found(old.filter(is_own), new, placed))
+            counted.append(count_found(old.filter(~is_own & ~waits), every, placed))
+        told = pl.concat(counted)
+        lost = told.filter(pl.col("found") < pl.col("rows")).select(SERIES_KEY).unique().sort(SERIES_KEY)
+        why = _keys_lost(lost, told.select(SERIES_KEY).n_unique(), record.kind) if lost.height else None
+        return self._fewer(record, shared) or why
 
     def _lost_keys(self, record: FileRecord, now: pl.DataFrame, shared: list[str]) -> tuple[str, str] | None:
-        among = shared if KINDS[record.kind].is_of_node else None  # whose rows may be joined with those of others
-        told = pl.concat([self._told(name, record, now, among) for name in shared])
-        old = told.group_by(_key(told)).agg(pl.col("first_time").min(), pl.col("last_time").max())
-        lost = _find_lost(old, now)
-        if not lost.height:
-            return None
-        example = " ".join(str(part) for part in lost.row(0) if part is not None)
-        when = ", or not for all of their time" if record.kind in _NOUN else ""
-        noun = _NOUN.get(record.kind, "jobs")
-        gone = f"{lost.height} of {old.height} {noun} are not in it any more{when}, as {example}"
-        return "keys_lost", f"{gone}; --force drops them, another --cluster keeps both"
+        told = pl.concat([self._told(name, record, now) for name in shared])
+        old = told.group_by(key_of(told)).agg(pl.col("first_time").min(), pl.col("last_time").max())
+        lost = find_lost(old, now)
+        return _keys_lost(lost, old.height, record.kind) if lost.height else None
 
     def _fewer(self, record: FileRecord, shared: list[str]) -> tuple[str, str] | None:
         known = [self._known(name) for name in shared]
         if len(known) == 1 and record.size < known[0].size:
             return "shrunken", f"{record.size} bytes, {known[0].size} before"
-        rows = sum(one.rows_in for one in known)
+        out = self._inputs.filter(pl.col("name").is_in(shared))["rows_out"].sum()
+        rows = known[0].rows_in if len(known) == 1 else int(out)
         if record.rows_in < rows and (len(known) > 1 or KINDS[record.kind].is_of_node):
             return "shrunken", f"{record.rows_in} rows, {rows} before"
         return None
+
+
+def _keys_lost(lost: pl.DataFrame, n_before: int, kind: str) -> tuple[str, str]:
+    """Return reason code and detail for jobs, nodes or series that a file has not any more."""
+    example = " ".join(str(part) for part in lost.row(0) if part is not None)
+    when = ", or not for all of their time" if kind in _NOUN else ""
+    gone = f"{lost.height} of {n_before} {_NOUN.get(kind, 'jobs')} are not in it any more{when}, as {example}"
+    return "keys_lost", f"{gone}; --force drops them, another --cluster keeps both"
+
+
+def _names_at_hand(spec: CommitSpec) -> set[str]:
+    """Return the files of the lake that are at hand as they were, under whatever name, or cannot be taken."""
+    unchanged = {record.name for record in spec.records if record.status == "unchanged"}
+    refused = {record.name for record in spec.records if record.status == "refused"}
+    again = {record.name for record in spec.records if record.is_taken and record.scanned}
+    return (unchanged - again) | (refused - {record.name for record in spec.records if record.is_taken})
 
 
 def _is_content_of(record: FileRecord, known: Known) -> bool:
@@ -203,59 +321,6 @@ def _in_zone(time: pl.Expr, theirs: SmiOptions, ours: SmiOptions) -> pl.Expr:
     shown = time.dt.convert_time_zone(theirs.time_zone or "UTC").dt.replace_time_zone(None)
     placed = shown.dt.replace_time_zone(ours.time_zone or "UTC", ambiguous="earliest", non_existent="null")
     return placed.dt.convert_time_zone("UTC")
-
-
-def _extent(pieces: pl.DataFrame, names: Sequence[str], kind: str, among: Sequence[str] | None = None) -> pl.DataFrame:
-    """Return what files tell of: a row a job, node or series, with the first and the last time (or nulls).
-
-    Parameters
-    ----------
-    among : pieces that have rows of other files than these are left out
-    """
-    inputs = pl.col("input").str.split(SEPARATOR)
-    mine = pieces.filter(inputs.list.set_intersection(list(names)).list.len() > 0)
-    if among is not None:
-        mine = mine.filter(inputs.list.set_difference(list(among)).list.len() == 0)
-    mine = mine.filter(pl.col("table") == KINDS[kind].table)
-    span = (pl.col("first_time").min(), pl.col("last_time").max())
-    if KINDS[kind].table == "gpu_samples":
-        return mine.group_by(SERIES_KEY).agg(span)
-    key = "node" if kind == "node" else "job_id"
-    columns = [key, "time"] if kind == "node" else [key]
-    frames = [_spans(frame, key) for frame in _read(mine, columns)]
-    empty = pl.DataFrame(schema={key: pl.String if kind == "node" else pl.Int64, "first_time": TIME, "last_time": TIME})
-    return pl.concat([empty, *frames]).group_by(key).agg(span)
-
-
-def _spans(frame: pl.DataFrame, key: str) -> pl.DataFrame:
-    time = pl.col("time") if "time" in frame.columns else pl.lit(None, TIME)
-    return frame.group_by(key).agg(time.min().alias("first_time"), time.max().alias("last_time"))
-
-
-def _read(pieces: pl.DataFrame, columns: list[str]) -> Iterable[pl.DataFrame]:
-    reader = PartReader()
-    for part, start, rows in pieces.sort("part", "row_start").select("part", "row_start", "rows").iter_rows():
-        yield from reader.frames(part, start, rows, columns)
-
-
-def _meets(old: pl.DataFrame, now: pl.DataFrame) -> bool:
-    """Return whether two files tell of a same job, node or series (at a same time, where there are times)."""
-    both = old.join(now, on=_key(old), suffix="_now", nulls_equal=True)
-    apart = (pl.col("first_time") > pl.col("last_time_now")) | (pl.col("last_time") < pl.col("first_time_now"))
-    return not both.filter(~apart.fill_null(False)).is_empty()
-
-
-def _find_lost(old: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
-    """Return the keys, sorted, of what is in ``old`` and not in ``now``, or only for a part of the time."""
-    key = _key(old)
-    both = old.join(now, on=key, suffix="_now", nulls_equal=True)
-    less = (pl.col("first_time") < pl.col("first_time_now")) | (pl.col("last_time") > pl.col("last_time_now"))
-    whole = both.filter(~less.fill_null(False))
-    return old.join(whole, on=key, how="anti", nulls_equal=True).select(key).sort(key)
-
-
-def _key(extent: pl.DataFrame) -> list[str]:
-    return [name for name in extent.columns if name not in ("first_time", "last_time")]
 
 
 def _free_name(name: str, source: str, taken: set[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from ingest.compiled import compiled
+from ingest.compiled import compiled, count_newlines
 from ingest.quality import LIMITS, NULL_TOKENS, SENTINELS
 from ingest.schemas import TIME
 from ingest.sources.delimited import Header, has_sentinel
@@ -81,7 +81,7 @@ def parse(
         return None
     kinds, names = layout
     width = header.width
-    capacity = sum(len(body) for body in bodies) // (2 * width) + 1
+    capacity = sum(count_newlines(body) for body in bodies)
     arrays = [np.empty(capacity + _SPARE_VALUES, dtype) if dtype else None for dtype in names]
     outs = (ctypes.c_void_p * width)(*[array.ctypes.data if array is not None else None for array in arrays])
     limits = [LIMITS.get(column or "", (-np.inf, np.inf)) for column in header.columns]

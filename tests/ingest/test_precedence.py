@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ingest.follow import Follower, FollowPlan
 from ingest.lake import Lake
 from ingest.pipeline import ingest
 from ingest.precedence import find_doubled
+from ingest.reconcile import SEPARATOR
 from ingest.runner import SerialRunner
 from tests.benchmarks.measure import JOBWATT, run_process
 from tests.lakes import in_order
@@ -138,6 +139,67 @@ def test_a_gpu_that_two_collectors_tell_of_at_one_time_is_counted(spool, tmp_pat
     assert not report.partial
     apart = ingest(str(labelled), tmp_path / "apart", cluster="runs", runner=SerialRunner())
     assert "two_collectors" not in apart.reasons
+
+
+def test_a_run_that_begins_beside_a_service_whose_segments_are_forgotten_is_counted(spool, tmp_path):
+    one = follower(spool)
+    for number in range(1, 4):
+        collected(spool, number, 20 * number - 20, 20 * number, None)
+        assert one.round().problem == ""
+    labelled = make_spool(tmp_path / "labelled")
+    first, second = (f"gpu/n1-20261124T234318.500000Z-00000{number}.csv" for number in (1, 2))
+    write_named(labelled, first, [gpu_cells(s + 0.5, 8) for s in range(5, 15)])
+    assert ingest(str(labelled), tmp_path / "lake", runner=SerialRunner()).reasons["two_collectors"] == 10
+    write_named(labelled, second, [gpu_cells(s + 0.5, 8) for s in range(15, 25)])
+    assert "two_collectors" not in ingest(str(labelled), tmp_path / "lake", runner=SerialRunner()).reasons
+
+
+def test_a_service_that_is_followed_is_no_other_run_than_its_forgotten_segments(spool):
+    one = follower(spool)
+    for number in range(1, 6):
+        collected(spool, number, 20 * number - 20, 20 * number, None)
+        assert one.round().problem == ""
+    quality = Lake(spool.parent / "lake").scan("quality").filter(pl.col("reason") == "two_collectors")
+    assert quality.collect().is_empty()
+
+
+@pytest.mark.parametrize("order", list(permutations(["service", "run"])))
+def test_a_run_in_a_gap_of_a_service_is_not_counted_whichever_comes_first(tmp_path, order):
+    service, run = (make_spool(tmp_path / name) for name in ("service", "run"))
+    write_segment(service, "gpu", 1, [gpu_cells(s, None) for s in (*range(20), *range(100, 120))])
+    write_named(run, "gpu/n1-20261124T234318.500000Z-000001.csv", [gpu_cells(s + 0.5, 8) for s in range(40, 80)])
+    for name in order:
+        report = ingest(str(tmp_path / name), tmp_path / "lake", runner=SerialRunner())
+        assert "two_collectors" not in report.reasons
+
+
+def test_a_piece_that_meets_another_run_before_and_after_its_gap_is_counted_once(tmp_path):
+    service, run = (make_spool(tmp_path / name) for name in ("service", "run"))
+    collected(service, 1, 0, 120, None)
+    rows = [gpu_cells(s + 0.5, 8) for s in (*range(10, 20), *range(60, 70))]
+    write_named(run, "gpu/n1-20261124T234318.500000Z-000001.csv", rows)
+    ingest(str(service), tmp_path / "lake", runner=SerialRunner())
+    assert ingest(str(run), tmp_path / "lake", runner=SerialRunner()).reasons["two_collectors"] == 20
+
+
+def pieces(*told: tuple[int, int, str, int, int]) -> pl.DataFrame:
+    """Pieces of rows, GPU, inputs, first and last second."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    return pl.DataFrame(
+        [
+            {
+                "part": "p", "row_start": number * 1000, "rows": rows, "gaps": 0, "node": "n", "gpu_index": gpu,
+                "input": entry, "first_time": start + timedelta(seconds=a), "last_time": start + timedelta(seconds=b),
+            }
+            for number, (rows, gpu, entry, a, b) in enumerate(told)
+        ]
+    )  # fmt: skip
+
+
+def test_rows_of_all_series_of_a_segment_are_counted_whichever_files_they_are_joined_with():
+    known = pieces((100, 0, "gpu/x-1.csv", 0, 100), (100, 1, "gpu/x-1.csv", 0, 100))
+    come = pieces((50, 0, "gpu/y-1.csv", 10, 60), (70, 1, SEPARATOR.join(["gpu/y-1.csv", "gpu/y-2.csv"]), 10, 80))
+    assert find_doubled(come, known) == {("gpu/y-1.csv", None, "two_collectors", ""): 120}
 
 
 def test_a_collector_that_is_started_again_is_one_after_the_other(spool, tmp_path):

@@ -55,6 +55,15 @@ def test_a_clean_line_gives_exactly_its_values() -> None:
     assert frame["time"].to_physical()[0] == 1_629_595_473_482_184
 
 
+def test_lines_of_which_most_columns_are_unknown_and_empty_are_clean() -> None:
+    names = [*NAMES, *(f"unknown {i}" for i in range(40))]
+    text = (CLEAN.rstrip("\n") + "," * 40 + "\n").encode() * 20
+    found = quick.parse([text, text], header(names), KIND.types)
+    assert found is not None
+    assert found[1] == [20, 20]
+    assert found[0]["time"].n_unique() == 1
+
+
 def test_rows_of_several_texts_are_counted_apart() -> None:
     found = quick.parse([CLEAN.encode() * 3, b"", CLEAN.encode() * 2], header(NAMES), KIND.types)
     assert found is not None

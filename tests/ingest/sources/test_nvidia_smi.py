@@ -532,6 +532,93 @@ def test_a_copy_beside_a_log_is_counted_as_what_it_is(tmp_path):
     source = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(10))).parent
     take(source, tmp_path / "lake")
     write(tmp_path, "in/nvidia-smi-n1.csv.1", query_log(*range(10)))
-    report = take(source, tmp_path / "lake", smi=SmiOptions(time_zone="Europe/Berlin")).report
-    assert report.rows_in == report.rows_out + report.rows_quarantined + report.rows_merged + report.rows_unchanged
-    assert report.rows_quarantined <= 10
+    taken = take_twice(source, tmp_path / "lake", smi=SmiOptions(time_zone="Europe/Berlin"))
+    report = taken.report
+    assert (report.rows_in, report.rows_out, report.rows_quarantined, report.rows_unchanged) == (20, 10, 10, 0)
+    assert watts(taken) == [*range(10)]
+    for end in (12, 15, 18, 22, 24, 30):
+        write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(end)))
+        taken = take_twice(source, tmp_path / "lake", smi=SmiOptions(time_zone="Europe/Berlin"))
+        assert taken.report.files_refused == 0
+        assert watts(taken) == [*range(end)]
+
+
+def test_a_log_that_grows_beside_its_copy_is_taken_each_time(tmp_path):
+    """The rows of the copy are in quarantine, and do not count against the log."""
+    source = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(10))).parent
+    take(source, tmp_path / "lake")
+    write(tmp_path, "in/nvidia-smi-n1.csv.1", query_log(*range(10)))
+    for end in (15, 18, 22, 24, 30):
+        write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(end)))
+        taken = take(source, tmp_path / "lake")
+        assert taken.report.files_refused == 0
+        assert watts(taken) == [*range(end)]
+
+
+def half_log(*seconds: int) -> str:
+    """Rows of another recorder, half a second after the full ones."""
+    return query_log(*seconds).replace(".000,", ".500,")
+
+
+def test_a_log_that_grows_does_not_take_the_place_of_another_recorder_s_that_is_at_hand(tmp_path):
+    """It spans all of its time, and has as many rows as both had."""
+    source = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(10))).parent
+    write(tmp_path, "in/nvidia-smi-n1.csv.1", half_log(*range(10)))
+    take_twice(source, tmp_path / "lake")
+    write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(20)))
+    taken = take_twice(source, tmp_path / "lake")
+    assert taken.report.files_refused == 0
+    assert watts(taken) == sorted([*range(20), *range(10)])
+    assert taken.lake.inputs()["name"].to_list() == ["nvidia-smi-n1.csv", "nvidia-smi-n1.csv.1"]
+    write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(25)))
+    write(tmp_path, "in/nvidia-smi-n1.csv.1", half_log(*range(25)))
+    assert watts(take_twice(source, tmp_path / "lake")) == sorted([*range(25), *range(25)])
+
+
+def test_rows_of_another_recorder_s_log_that_is_gone_stay_where_no_other_file_has_them(tmp_path):
+    source = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(10))).parent
+    other = write(tmp_path, "in/nvidia-smi-n1.csv.1", half_log(*range(10)))
+    take(source, tmp_path / "lake")
+    other.unlink()
+    write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(20)))
+    taken = take_twice(source, tmp_path / "lake")
+    assert [(file, reason) for file, reason, _ in taken.refused()] == [("nvidia-smi-n1.csv", "companion_missing")]
+    assert watts(taken) == sorted([*range(10), *range(10)])
+
+
+def test_a_longer_log_of_another_folder_that_has_not_the_known_one_s_times_is_refused(tmp_path):
+    take(write(tmp_path, "a/nvidia-smi-n1.csv", half_log(*range(2, 10))).parent, tmp_path / "lake")
+    taken = take_twice(write(tmp_path, "b/nvidia-smi-n1.csv", query_log(*range(20))).parent, tmp_path / "lake")
+    assert [(file, reason) for file, reason, _ in taken.refused()] == [("nvidia-smi-n1.csv", "keys_lost")]
+    assert watts(taken) == [*range(2, 10)]
+
+
+def test_a_log_with_a_time_in_common_with_its_neighbour_is_taken_each_time_that_it_grows(tmp_path):
+    source = write(tmp_path, "in/nvidia-smi-n1.csv.1", query_log(*range(10))).parent
+    for end in (15, 20, 30, 50):
+        write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(9, end)))
+        taken = take_twice(source, tmp_path / "lake")
+        assert taken.report.files_refused == 0
+        assert watts(taken) == [*range(end)]
+
+
+def test_of_joined_logs_of_one_size_each_is_read_again_as_itself(tmp_path):
+    source = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(0, 30, 3))).parent
+    write(tmp_path, "in/nvidia-smi-n1.csv.1", query_log(*range(1, 31, 3)))
+    write(tmp_path, "in/nvidia-smi-n1.csv.2", query_log(*range(2, 32, 3)))
+    take(source, tmp_path / "lake")
+    write(tmp_path, "in/nvidia-smi-n1.csv", query_log(*range(0, 36, 3)))
+    taken = take_twice(source, tmp_path / "lake")
+    assert taken.report.files_refused == 0
+    assert watts(taken) == [*range(31), 33]
+
+
+def test_a_copy_of_a_joined_log_that_is_read_again_is_not_counted_twice(tmp_path):
+    source = write(tmp_path, "in/nvidia-smi-n1.csv", query_log(0, 2, 4)).parent
+    write(tmp_path, "in/dmon-n1.log", dmon_log(1, 3))
+    take(source, tmp_path / "lake")
+    write(tmp_path, "in/nvidia-smi-n1.csv.1", query_log(0, 2, 4))
+    write(tmp_path, "in/dmon-n1.log", dmon_log(1, 3, 5))
+    taken = take_twice(source, tmp_path / "lake")
+    assert taken.report.files_refused == 0
+    assert watts(taken) == [*range(6)]
