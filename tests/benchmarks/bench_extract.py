@@ -65,7 +65,7 @@ def extract(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
         f"## Extraction over a lake\n\n`jobwatt features extract --set efficient --seconds 60 --place slide`: "
         f"{windows:,} windows of seven channels, {runs} rounds. Two workers are **{spread(ratios)}** times as "
         "fast as one with a core to itself (bar: 1.7), and "
-        f"{spread(free)} times as fast as one that may use both. Every process counts whole, from its start to its end; "
+        f"{spread(free)} times as fast as one that may use both. Every run counts whole, from its start to its end; "
         "on a smaller lake the start, which each worker has for itself, weighs more and the ratio is lower.\n\n"
         + table(["", "wall s", "CPU s", "windows/s"], rows)
         + "\n\nMemory of two workers and the process that started them with `--set statistical`, the largest sum over "

@@ -21,7 +21,15 @@ from ingest.pipeline import ingest
 from ingest.runner import DaskRunner, PoolRunner, Runner, SerialRunner, SlurmRunner, make_slurm_cluster
 from ingest.synthetic import make_archive
 from tests.lakes import Tables, assert_same_tables, read_tables
-from tests.runner_tasks import describe_worker, die_at_three, double, fill_disk_at_zero, import_absent, sleep, sleep_a_minute
+from tests.runner_tasks import (
+    describe_worker,
+    die_at_three,
+    double,
+    fill_disk_at_zero,
+    import_absent,
+    sleep,
+    sleep_a_minute,
+)
 
 ROOT = Path(__file__).parents[2]
 
