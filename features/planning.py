@@ -140,7 +140,7 @@ def _partitions(series: pl.DataFrame, limits: tuple[int, int], workers: int) -> 
     begin = held = 0
     left = int(weight.sum())
     for row, windows in enumerate(weight.tolist()):
-        most = largest if workers == 1 else min(largest, max(least, left // (2 * workers)))
+        most = largest if workers == 1 else min(largest, max(2 * least, left // (2 * workers)))
         is_full = held + windows > most or (owner[row] != owner[row - 1] and held >= most // 2)
         if row > begin and is_full:
             yield series[begin:row]

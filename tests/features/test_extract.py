@@ -172,7 +172,8 @@ def test_the_last_tasks_of_several_workers_are_small_so_that_none_waits_long_for
     assert windows[1] == [20, 20]
     assert windows[2][:3] == [10, 7, 5]
     assert windows[2] == sorted(windows[2], reverse=True)
-    assert (windows[2][-1], sum(windows[2])) == (1, 40)
+    assert windows[2][-1] <= 2
+    assert sum(windows[2]) == 40
 
 
 def test_a_series_in_several_parts_is_one_series(tmp_path):
