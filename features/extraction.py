@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from features.context import read_cpu_samples, read_node_parts, read_node_samples
-from features.describe import describe
+from features.describe import Described, describe, put_together
 from features.job import context
 from features.variant import Variant
 from features.windows import cut_series, window_starts_us
@@ -119,7 +120,7 @@ class _Extraction:
         self._beside = PartReader(keep=2)
         self._batch = _Batch()
         self._rows: list[dict[str, Any]] = []
-        self._waiting: list[pl.DataFrame] = []
+        self._waiting: list[tuple[pl.DataFrame, Described]] = []
         self._writer: PartWriter | None = None
 
     def run(self) -> FeatureResult:
@@ -218,8 +219,8 @@ class _Extraction:
         )
         around = self._context(windows) if variant.set.context else None
         described = describe(np.concatenate(batch.values), rates, variant, around)
-        self._waiting.append(feature_rows(variant, windows, described))
-        if sum(frame.estimated_size() for frame in self._waiting) >= GROUP_BYTES:
+        self._waiting.append((windows, described))
+        if sum(waiting.nbytes for _, waiting in self._waiting) >= GROUP_BYTES:
             self._flush()
 
     def _context(self, windows: pl.DataFrame) -> npt.NDArray[np.float64]:
@@ -231,13 +232,13 @@ class _Extraction:
         """Write the rows that wait as one row group."""
         if not self._waiting:
             return
-        rows = pl.concat(self._waiting)
+        windows, described = zip(*self._waiting, strict=True)
         self._waiting = []
+        together = put_together(described)
         if self._writer is None:
-            fixed = len(FEATURES.columns)
-            schema = feature_schema(dict(list(rows.schema.items())[fixed:]))
-            self._writer = PartWriter(self._path("features"), schema, stretches=True)
-        self._writer.write(rows)
+            self._writer = PartWriter(self._path("features"), feature_schema(together.schema), stretches=True)
+        whose = _whose(self._task.variant, pl.concat(windows), together)
+        self._writer.write(whose, more=together.arrays())
 
 
 def _named(variant: Variant) -> dict[str, Any]:
@@ -252,19 +253,24 @@ def _named(variant: Variant) -> dict[str, Any]:
     }
 
 
-def feature_rows(variant: Variant, windows: pl.DataFrame, described: pl.DataFrame) -> pl.DataFrame:
+def feature_rows(variant: Variant, windows: pl.DataFrame, described: Described) -> pl.DataFrame:
     """Return rows of ``features``: whose windows they are, then what `describe` made of them.
 
     Parameters
     ----------
     windows : job_id, node, gpu_index, start_us and samples_per_s, NaN where all samples are of one instant
     """
+    columns = pl.DataFrame(pa.table(described.arrays()))
+    return _whose(variant, windows, described).hstack(columns)
+
+
+def _whose(variant: Variant, windows: pl.DataFrame, described: Described) -> pl.DataFrame:
+    """Return the columns that every feature table has."""
     literal = [pl.lit(value).alias(name) for name, value in _named(variant).items()]
     start, rate = pl.col("start_us").cast(TIME).alias("window_start"), pl.col("samples_per_s").fill_nan(None)
-    named = windows.with_columns(start, rate, *literal)
-    rows = pl.concat([named, described], how="horizontal")
-    fixed = [pl.col(name).cast(dtype) for name, dtype in FEATURES.columns.items()]
-    return rows.select(*fixed, *[name for name in described.columns if name not in FEATURES.columns])
+    reason = pl.Series("reason", described.reasons, dtype=pl.String)
+    named = windows.with_columns(start, rate, reason, *literal)
+    return named.select(pl.col(name).cast(dtype) for name, dtype in FEATURES.columns.items())
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

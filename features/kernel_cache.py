@@ -7,14 +7,15 @@ and code that is there is never out of date.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -101,6 +102,28 @@ def note_compiled(set_name: str, folder: Path = FOLDER) -> None:
         for other in folder.parent.glob(f"{_PREFIX}*"):
             if other.name.rpartition("-")[0] != same_sources:
                 shutil.rmtree(other, ignore_errors=True)
+
+
+@contextmanager
+def compiling(wait: Callable[[], None], folder: Path = FOLDER) -> Iterator[None]:
+    """Hold the right to compile, which one process of this machine has at a time, until it ends, however it ends.
+
+    Where nothing can be kept, or locked, each process compiles for itself.
+
+    Parameters
+    ----------
+    wait : called before waiting for another process
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((folder / "LOCK").open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _stamp(set_name: str, folder: Path) -> Path:

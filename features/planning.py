@@ -80,7 +80,7 @@ def plan(root: Path, folder: Path, variant: Variant, cluster: str, workers: int)
     cpu = context.filter(pl.col("table") == "cpu_samples").with_columns(dropped=pl.lit(None, pl.Boolean))
     node_pieces = _write_node_pieces(folder, context.filter(pl.col("table") == "node_samples"))
     tasks = []
-    for number, keys in enumerate(_partitions(series, _most_windows(series, variant, workers))):
+    for number, keys in enumerate(_partitions(series, _most_windows(series, variant, workers), workers)):
         mine = pl.concat(
             [
                 gpu.join(keys.select(*_KEY, "order"), on=_KEY).sort("order", "first_time").drop("order"),
@@ -152,25 +152,31 @@ def _series(gpu: pl.DataFrame, variant: Variant) -> pl.DataFrame:
     return in_order.with_row_index("order")
 
 
-def _most_windows(series: pl.DataFrame, variant: Variant, workers: int) -> int:
-    """Return how many windows a task has, at most, unless one series has more."""
+def _most_windows(series: pl.DataFrame, variant: Variant, workers: int) -> tuple[int, int]:
+    """Return how many windows a task has, at most, unless one series has more; and how many one has at the end."""
     tasks, least = (WIDE_TASKS, WIDE_LEAST_WINDOWS) if variant.set.wide else (TASKS, LEAST_WINDOWS)
     windows = int(series["windows"].clip(1).sum())
-    return min(max(windows // max(tasks, TASKS_PER_WORKER * workers), least), MOST_WINDOWS)
+    return min(max(windows // max(tasks, TASKS_PER_WORKER * workers), least), MOST_WINDOWS), least
 
 
-def _partitions(series: pl.DataFrame, most: int) -> Iterator[pl.DataFrame]:
-    """Yield the series of each task: those of one part, of several small ones, or some of those of a large one."""
+def _partitions(series: pl.DataFrame, limits: tuple[int, int], workers: int) -> Iterator[pl.DataFrame]:
+    """Yield the series of each task: those of one part, of several small ones, or some of those of a large one.
+
+    Of several workers' tasks the last ones are smaller, so that no worker waits long for another.
+    """
     if not series.height:
         return
     weight = np.maximum(series["windows"].to_numpy(), 1)
     owner = series["owner"].to_list()
+    largest, least = limits
     begin = held = 0
+    left = int(weight.sum())
     for row, windows in enumerate(weight.tolist()):
+        most = largest if workers == 1 else min(largest, max(2 * least, left // (2 * workers)))
         is_full = held + windows > most or (owner[row] != owner[row - 1] and held >= most // 2)
         if row > begin and is_full:
             yield series[begin:row]
-            begin, held = row, 0
+            begin, held, left = row, 0, left - held
         held += windows
     yield series[begin:]
 

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from features.kernel_cache import is_compiled, note_compiled
+from features.kernel_cache import compiling, is_compiled, note_compiled
 from features.sets import FeatureSet, WindowShape, find_set
 from ingest.errors import JobwattError
 
@@ -19,7 +19,8 @@ _WINDOWS, _CHANNELS, _SAMPLES = 2, 7, 64
 def compile_kernels(made: FeatureSet, say: Callable[[str], None], *, here: bool) -> None:
     """Compile what a set needs and is not compiled yet, and call ``say`` with one line before that.
 
-    Nothing happens where all is there, or the set has no kernels.
+    Nothing happens where all is there, or the set has no kernels. Where another process compiles them, this one waits
+    and finds them on disk; one that died leaves no lock behind.
 
     Parameters
     ----------
@@ -33,6 +34,13 @@ def compile_kernels(made: FeatureSet, say: Callable[[str], None], *, here: bool)
     """
     if not made.compiled or is_compiled(made.name):
         return
+    waits = "another process compiles the kernels of the feature sets: up to a minute, once on this machine"
+    with compiling(lambda: say(waits)):
+        if not is_compiled(made.name):
+            _compile_once(made, say, here=here)
+
+
+def _compile_once(made: FeatureSet, say: Callable[[str], None], *, here: bool) -> None:
     if here:
         _compile(made, say)
         return

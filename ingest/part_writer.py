@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -105,13 +105,25 @@ class PartWriter:
             self.discard()
             raise
 
-    def write(self, frame: pl.DataFrame, starts: Sequence[int] | np.ndarray[Any, Any] | None = None) -> int:
-        """Write rows and return the number of the first of them in the part; ``starts`` are where stretches begin."""
+    def write(
+        self,
+        frame: pl.DataFrame,
+        starts: Sequence[int] | np.ndarray[Any, Any] | None = None,
+        *,
+        more: Mapping[str, pa.Array] | None = None,
+    ) -> int:
+        """Write rows and return the number of the first of them in the part.
+
+        Parameters
+        ----------
+        starts : where stretches begin
+        more : columns that the frame lacks, of the part's own types: a frame of thousands takes its time
+        """
         first = self._rows
         if not frame.height:
             return first
         self._rows += frame.height
-        table = self._to_arrow(frame)
+        table = self._to_arrow(frame, more or {})
         edges = [*(int(s) for s in starts), frame.height] if starts is not None else [0, frame.height]
         begin = 0
         for edge in edges[1:]:
@@ -134,20 +146,21 @@ class PartWriter:
                 self._writer.write_table(table, row_group_size=table.num_rows)
             self._pending, self._pending_rows = [], 0
 
-    def _to_arrow(self, frame: pl.DataFrame) -> pa.Table:
+    def _to_arrow(self, frame: pl.DataFrame, more: Mapping[str, pa.Array]) -> pa.Table:
         arrays = []
         have = {series.name: series for series in frame}  # a feature table has thousands of columns
         for field in self._schema:
-            if field.name not in have:
-                arrays.append(pa.nulls(frame.height, field.type))
+            name = field.name
+            if name not in have:
+                arrays.append(more[name] if name in more else pa.nulls(frame.height, field.type))
                 continue
-            series = have[field.name]
+            series = have[name]
             if isinstance(series.dtype, pl.Enum):
                 codes = series.to_physical().cast(pl.Int32).to_arrow()
                 names = series.dtype.categories.to_arrow().cast(pa.string())
                 arrays.append(pa.DictionaryArray.from_arrays(codes, names))
             else:
-                want = self._table.columns[field.name]
+                want = self._table.columns[name]
                 array = (series if series.dtype == want else series.cast(want)).to_arrow()
                 arrays.append(array if array.type == field.type else array.cast(field.type))
         return pa.Table.from_arrays(arrays, schema=self._schema)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -29,6 +31,36 @@ def reference_data() -> Path:
     if not folder:
         pytest.skip("JOBWATT_REFERENCE_DATA is not set")
     return Path(folder)
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------------
+
+_COMPILE = "from tests.conftest import compile_efficient; compile_efficient()"
+
+
+def compile_efficient() -> None:
+    """Compile the kernels of the set `efficient`, or wait for whoever does."""
+    from features.sets import find_set
+    from features.warming import compile_kernels
+
+    compile_kernels(find_set("efficient"), lambda _: None, here=True)
+
+
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """The kernels of the set `efficient` are compiled, which takes half a minute: once, not in each xdist worker."""
+    compile_efficient()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the compilation beside the tests that need no kernels, where others do."""
+    is_first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    if is_first and any("kernels" in getattr(item, "fixturenames", ()) for item in session.items):
+        from features.kernel_cache import is_compiled
+
+        if not is_compiled("efficient") and not session.config.option.collectonly:
+            process = subprocess.Popen([sys.executable, "-c", _COMPILE], cwd=ROOT)
+            session.config.add_cleanup(lambda: (process.kill(), process.wait()))
 
 
 # -- skips -------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,11 @@ def sleep(seconds: float) -> float:
     return seconds
 
 
+def sleep_a_minute(_: int) -> None:
+    """Return after a minute."""
+    time.sleep(60)
+
+
 def import_absent(_: int) -> object:
     """Import a module that is not installed."""
     return import_module("no_such_module")

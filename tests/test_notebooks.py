@@ -9,8 +9,8 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-SLOW = {"02_live"}
-"""They watch something that takes its time."""
+SLOW = {"02_live", "03_features"}
+"""They watch something, or call tsfresh, which takes its time."""
 
 
 def read(path: Path) -> nbformat.NotebookNode:

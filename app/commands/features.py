@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,23 +128,28 @@ def extract(
         _check_out(out)
     if even and max_gap is None:
         raise click.UsageError("--even needs --max-gap: over how many seconds may a straight line be drawn?")
-    variant = _variant(
-        set_name,
-        seconds=seconds,
-        place=place,
-        samples_per_s=samples_per_s,
-        stride_s=stride,
-        max_gap_s=max_gap,
-        even=even,
-        seed=seed,
-    )
-    from features.extract import extract as extract_into
+    from features.workers import warm
+    from ingest.runner import PoolRunner
 
-    root = load(lake=lake).lake
     with (
         closing(open_runner(workers, scheduler, slurm)) as runner,
         byte_bar("features", progress, unit=" windows") as bar,
     ):
+        if isinstance(runner, PoolRunner):
+            runner.warm(partial(warm, set_name))  # before this process imports the same
+        variant = _variant(
+            set_name,
+            seconds=seconds,
+            place=place,
+            samples_per_s=samples_per_s,
+            stride_s=stride,
+            max_gap_s=max_gap,
+            even=even,
+            seed=seed,
+        )
+        from features.extract import extract as extract_into
+
+        root = load(lake=lake).lake
 
         def tell(now: Progress) -> None:
             if bar is not None:

@@ -116,3 +116,33 @@ def rounding(name: str, series: np.ndarray) -> float:
             hours = 3.6e5 if "timewise" in calculator else 1.0
             return (1e-7 if "stderr" in end else 1e-14) * min(level * max(level, 1.0), 1e300) * hours / len(series)
     return 0.0
+
+
+def is_bounded(name: str, series: np.ndarray, ours: float, theirs: float) -> bool:
+    """Whether a value may be one of those of an ill-posed column (`ILL_POSED`), as far as the list says how far.
+
+    NaN on one side is a difference, but for the coefficient that tsfresh has as 0 or NaN on infinite values.
+    """
+    calculator, _, end = name.partition("__")
+    if np.isnan(ours) or np.isnan(theirs):
+        is_failure = end.startswith("coeff_10__") and calculator == "ar_coefficient" and not np.isfinite(series).all()
+        return bool(np.isnan(ours) and (np.isnan(theirs) or (is_failure and theirs == 0)))
+    match calculator:
+        case "number_cwt_peaks":
+            within = abs(ours - theirs) <= 2
+        case "fft_aggregated":
+            within = abs(ours - theirs) <= 0.02 * abs(theirs)
+        case "fourier_entropy":
+            within = 0 <= ours <= np.log(int(end.removeprefix("bins_")))
+        case "ar_coefficient":
+            within = abs(ours) <= 10 * (float(np.abs(series).max()) if end.startswith("coeff_0__") else 1)
+        case "augmented_dickey_fuller":
+            most_lags = np.ceil(12 * (len(series) / 100) ** 0.25)
+            within = not ("pvalue" in end and not 0 <= ours <= 1) and not (
+                "usedlag" in end and not 0 <= ours <= most_lags
+            )
+        case "friedrich_coefficients":
+            within = abs(ours - theirs) <= 1e-9
+        case _:
+            within = np.isfinite(ours)
+    return bool(within)

@@ -10,6 +10,8 @@ from features.efficient import compilation_told, efficient, efficient_names
 from features.efficient.arithmetic import pairwise_sum, quantile_of
 from features.kernel import kernel
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 def values_of(series: list[float], *names: str) -> list[float]:
     found = dict(zip(efficient_names(["x"]), efficient(np.array([[series]]))[0], strict=True))

@@ -161,6 +161,21 @@ def test_a_wide_set_has_fewer_tasks_so_that_its_columns_are_worth_a_part(tmp_pat
     assert len(tasks["intervals"]) == 2 < len(tasks["statistical"])
 
 
+def test_the_last_tasks_of_several_workers_are_small_so_that_none_waits_long_for_another(tmp_path, monkeypatch):
+    for name, value in (("TASKS", 2), ("TASKS_PER_WORKER", 1), ("LEAST_WINDOWS", 1)):
+        monkeypatch.setattr(f"features.planning.{name}", value)
+    lake = make_lake(tmp_path, jobs=40)
+    windows = {
+        workers: [task.windows for task in plan(lake, tmp_path / str(workers), variant(), "one", workers)]
+        for workers in (1, 2)
+    }
+    assert windows[1] == [20, 20]
+    assert windows[2][:3] == [10, 7, 5]
+    assert windows[2] == sorted(windows[2], reverse=True)
+    assert windows[2][-1] <= 2
+    assert sum(windows[2]) == 40
+
+
 def test_a_series_in_several_parts_is_one_series(tmp_path):
     """Two GPUs of a job in one file, and slid windows over a series longer than what is read at once."""
     rows = [gpu_row(i / RATE, 100 + i, gpu=gpu) for i in range(41) for gpu in (0, 1)]

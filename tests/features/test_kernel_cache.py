@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from features.kernel_cache import cache_folder, is_compiled, note_compiled
+from features.kernel_cache import cache_folder, compiling, is_compiled, note_compiled
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +86,36 @@ def test_a_set_whose_folder_cannot_be_made_is_never_noted_and_no_error(tmp_path)
     assert not is_compiled("efficient", tmp_path / "file" / "kernels")
 
 
+def test_one_compiles_at_a_time_and_who_waits_for_it_says_so_first(tmp_path):
+    said, entered = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with compiling(said.set, tmp_path):
+            entered.set()
+
+    with compiling(pytest.fail, tmp_path):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        assert said.wait(10)
+        assert not entered.wait(0.1)
+    waiting.join(10)
+    assert entered.is_set()
+
+
+def test_who_died_while_it_compiled_keeps_nobody_waiting(tmp_path):
+    code = "import os, pathlib; from features.kernel_cache import compiling\n"
+    code += f"with compiling(print, pathlib.Path({str(tmp_path)!r})): os._exit(0)"
+    run_python(code, ROOT)
+    with compiling(pytest.fail, tmp_path):
+        pass
+
+
+def test_where_nothing_can_be_kept_nobody_waits(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with compiling(pytest.fail, tmp_path / "file"), compiling(pytest.fail, tmp_path / "file"):
+        pass
+
+
 # -- in processes of their own -----------------------------------------------------------------------------------------
 
 CALLEE = "from features.kernel import kernel\n\n@kernel\ndef callee(x):\n    return x + {}\n"
@@ -146,7 +177,7 @@ def test_the_set_of_intervals_is_compiled_alone_and_told_of_once(tmp_path):
     assert run_python(here, ROOT, tmp_path).count("compiling the kernels") == 1
     assert run_python(here, ROOT, tmp_path) == ""
     [folder] = tmp_path.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["features.intervals", "intervals.compiled"]
+    assert sorted(path.name for path in folder.iterdir()) == ["LOCK", "features.intervals", "intervals.compiled"]
 
 
 @pytest.mark.slow

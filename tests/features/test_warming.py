@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 ROOT = Path(__file__).parents[2]
 
 NEW_SIGNATURES = """

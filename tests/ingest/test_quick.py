@@ -108,14 +108,15 @@ def test_a_negative_temperature_is_a_number() -> None:
     assert found[0]["gpu_temp_c"].to_list() == [-5, 61, 61, 61]
 
 
-@settings(max_examples=40)
-@given(micros=st.lists(st.integers(0, 4_000_000_000_000_000), min_size=1, max_size=20), digits=st.integers(0, 9))
+@settings(max_examples=20)  # the careful parser takes its time for each, however many times it has
+@given(micros=st.lists(st.integers(0, 4_000_000_000_000_000), min_size=1, max_size=60), digits=st.integers(0, 9))
 def test_times_of_any_resolution_are_those_of_the_careful_parser(micros: list[int], digits: int) -> None:
     texts = [f"{us // 1_000_000}" + (f".{us % 1_000_000:06d}000"[: digits + 1] if digits else "") for us in micros]
     body = "".join(text + CLEAN[CLEAN.index(",") :] for text in texts).encode()
     found = quick.parse([body], header(NAMES), KIND.types)
-    assert found is not None
-    assert_frame_equal(as_lake(found[0]), as_lake(careful(body).frame))
+    assert (found is None) == any(len(text.replace(".", "")) > 18 for text in texts)  # more are left to the other one
+    if found is not None:
+        assert_frame_equal(as_lake(found[0]), as_lake(careful(body).frame))
 
 
 number = st.one_of(

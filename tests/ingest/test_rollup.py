@@ -130,7 +130,7 @@ def test_every_minute_is_summed_up_as_by_plain_loops(rows: list[dict[str, Any]])
     assert total == len(rows)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(series_rows(), st.data())
 def test_pieces_cut_anywhere_add_up_to_the_whole(rows: list[dict[str, Any]], data: st.DataObject) -> None:
     if not rows:
@@ -167,7 +167,7 @@ def assert_same_pieces(found: pl.DataFrame, expected: pl.DataFrame) -> None:
     assert_frame_equal(found.select(told), expected.select(told), rel_tol=1e-9, abs_tol=1e-6)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(sparse_series(), st.data())
 def test_any_cut_of_a_series_folded_in_any_grouping_has_the_same_two_energies(
     rows: list[dict[str, Any]], data: st.DataObject

@@ -21,7 +21,15 @@ from ingest.pipeline import ingest
 from ingest.runner import DaskRunner, PoolRunner, Runner, SerialRunner, SlurmRunner, make_slurm_cluster
 from ingest.synthetic import make_archive
 from tests.lakes import Tables, assert_same_tables, read_tables
-from tests.runner_tasks import describe_worker, die_at_three, double, fill_disk_at_zero, import_absent, sleep
+from tests.runner_tasks import (
+    describe_worker,
+    die_at_three,
+    double,
+    fill_disk_at_zero,
+    import_absent,
+    sleep,
+    sleep_a_minute,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,6 +138,16 @@ def test_warming_up_starts_every_worker_and_waits_for_none():
         started = set(psutil.Process().children()) - before
         assert sum("spawn_main" in " ".join(process.cmdline()) for process in started) == 2
         assert sorted(runner.map(double, range(3))) == [0, 2, 4]
+
+
+def test_closing_waits_for_no_worker_that_still_warms_up():
+    with PoolRunner(2) as runner:
+        before = set(psutil.Process().children())
+        runner.warm(sleep_a_minute)
+        started = list(set(psutil.Process().children()) - before)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert wait_until_gone(started, 2) == []
 
 
 def test_a_killed_worker_is_one_clear_error_and_the_runner_can_be_used_again():

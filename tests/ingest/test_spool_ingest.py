@@ -248,7 +248,7 @@ def recordings(draw: st.DrawFn) -> tuple[list[list[object]], list[int], list[int
     return rows, cuts, draw(st.lists(st.integers(1, 3), min_size=7, max_size=7))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(recordings())
 def test_any_cutting_into_segments_gives_the_same_roll_ups_as_at_once(tmp_path_factory, recording):
     rows, cuts, together = recording
