@@ -583,6 +583,19 @@ def test_a_command_that_ends_while_its_beginning_hangs_has_its_exit_code_told(tm
     assert collect_run(options, "x", ["sh", "-c", "exit 3"]).exit_code == 3
 
 
+def test_energy_counters_of_the_host_are_read_between_the_rows_of_the_node(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.collectors.service.RAPL_EVERY_S", 0.05)
+    (tmp_path / "proc").symlink_to("/proc")
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("energy_uj", "1000000"), ("max_energy_range_uj", "65532610987")):
+        (zone / name).write_text(text)
+    plan = Plan(gpu_interval_s=0, process_interval_s=0, node_interval_s=300.0, root=tmp_path)
+    with Service(Spool(tmp_path / "spool", "n1"), None, plan) as service:
+        first_s = service.node._rapl_s
+        wait_for(lambda: service.node._rapl_s > first_s + 0.1)
+
+
 def test_a_labelled_run_tells_no_other_job_of_its_node(tmp_path, monkeypatch):
     sys_tree = tmp_path / "sys"
     write_cgroup(sys_tree, "fs/cgroup/system.slice/n1_slurmstepd.scope/job_43/step_0/user/task_0", [os.getpid()])
