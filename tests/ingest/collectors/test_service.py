@@ -284,12 +284,12 @@ def test_inside_a_slurm_job_a_labelled_run_is_that_job_and_the_scheduler_tells_o
     assert not (tmp_path / "jobs").exists()
 
 
-def run_labels(spool: Path, *labels: str, slurm_id: str) -> list[str]:
+def run_labels(spool: Path, *labels: str, slurm_id: str, **more: str) -> list[str]:
     """Run a command under each label, one after the other, and return what each said at its end."""
     said = []
     for label in labels:
         words = [*command(spool, None, "--gpu-interval", "0", "--label", label), "--", "true"]
-        environment = {**os.environ, "SLURM_JOB_ID": slurm_id}
+        environment = {**os.environ, "SLURM_JOB_ID": slurm_id, **more}
         done = subprocess.run(words, cwd=ROOT, check=True, env=environment, capture_output=True, text=True)
         said.append(done.stderr)
     return said
@@ -313,6 +313,18 @@ def test_two_labels_of_a_slurm_job_both_come_into_the_lake(tmp_path):
     assert (report.rows_quarantined, report.files_refused) == (0, 0)
     labels = Lake(tmp_path / "lake").scan("labels").collect()
     assert sorted(labels["label"]) == ["a", "b"]
+
+
+def test_a_step_on_two_nodes_has_its_label_in_the_lake_once(tmp_path):
+    reports = []
+    for node in ("0", "1"):
+        run_labels(tmp_path / node, "a", slurm_id="4242", SLURM_NODEID=node)
+        reports.append(ingest(str(tmp_path / node), tmp_path / "lake"))
+    assert [(report.rows_quarantined, report.files_refused) for report in reports] == [(0, 0), (0, 0)]
+    labels = Lake(tmp_path / "lake").scan("labels").collect()
+    assert labels.select("job_id", "label").rows() == [(4242, "a")]
+    (other,) = run_labels(tmp_path / "1", "b", slurm_id="4242", SLURM_NODEID="1")
+    assert "is labelled 'a' in this spool already" in other
 
 
 def test_a_slurm_job_number_that_is_none_is_no_slurm_job(tmp_path):
