@@ -324,6 +324,8 @@ def test_a_spool_of_prometheus_alone_lags_by_its_own_nodes_after_a_restart_too(s
     clock.seconds = 130
     assert one.round().lag_s == pytest.approx(90)
     assert follower(spool, clock).round().lag_s == pytest.approx(90)
+    events = lake_of(spool).scan("collector_events").select("collector", "event", "seconds").collect()
+    assert events.rows() == [("follower", "lag", 60.0)]
 
 
 @pytest.mark.parametrize("damage", [b"1795,n7" + b",1" * 40, b"\xff\xfe\0,n7\xff,,0", b'1795,"n7,,0'], ids=repr)
