@@ -313,7 +313,7 @@ class Follower:
         """Leave an event in the spool, at most once a minute, where a round took something or failed."""
         now_s = self._monotonic()
         problem = done.problem or ("" if done.doubt == self._doubt else done.doubt)
-        if now_s - self._told_s < S_PER_MINUTE or not (problem or done.segments):
+        if now_s - self._told_s < S_PER_MINUTE or not (problem or done.segments or done.snapshots):
             return
         event = ("error", 1, None, problem) if problem else ("lag", done.rows, done.lag_s, None)
         if not done.problem:

@@ -77,14 +77,24 @@ def _newest_timed(lake: Path, head: Head, cluster: str, nodes: Collection[str], 
 
 
 def snapshot_nodes(spool: Path, names: Iterable[str]) -> set[str]:
-    """Return the nodes that have rows in the newest of these hourly snapshots of each source; others are not read."""
+    """Return the nodes that have rows in the newest of these hourly snapshots of each source; others are not read.
+
+    A damaged line, which the ingest has set apart, does not hinder the others.
+    """
     newest: dict[str, str] = {}
     for name in sorted(names):
         if name.partition("/")[0] in SNAPSHOT_NODE and not is_segment(name):
             newest[name.rpartition("-")[0]] = name
     columns = {name: SNAPSHOT_NODE[name.partition("/")[0]] for name in newest.values()}
     frames = [
-        pl.read_csv(spool / name, columns=[column], schema_overrides={column: pl.String})
+        pl.read_csv(
+            spool / name,
+            columns=[column],
+            schema_overrides={column: pl.String},
+            quote_char=None,  # such files have no quotes
+            truncate_ragged_lines=True,
+            encoding="utf8-lossy",
+        )
         for name, column in columns.items()
     ]
     return {node for frame in frames for node in frame.to_series().drop_nulls().unique()}

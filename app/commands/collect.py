@@ -153,6 +153,8 @@ def collect(
         raise click.UsageError("a COMMAND and --gpus need --label NAME, which says what it is.")
     if label is not None and not command:
         raise click.UsageError("--label needs the COMMAND that is to run, after --.")
+    if label is not None and not label.strip():
+        raise click.UsageError("the label is empty, so that nobody would know what ran; give --label NAME.")
     if label is not None and duration is not None:
         raise click.UsageError("--duration is for collecting until stopped; a labelled run ends with its COMMAND.")
     from ingest.collectors.run import Options

@@ -19,13 +19,14 @@ KILLED_WITHIN_S: Final = 1.0
 """What has not ended so long after SIGKILL hangs in the kernel, and ends when that lets it."""
 
 Family = dict[int, int]
-"""Number of a process to when it was started, in ticks since the machine was: numbers are used again."""
+"""Number of a process to when it was started, in ticks since the machine was: numbers are used again. Parents first."""
 
 
 def end_family(root: int, within_s: float) -> None:
     """Ask a process and all that descend from it to end (SIGTERM), and kill (SIGKILL) what has not ``within_s`` later.
 
-    What another user's process does is left to that user.
+    Parents are asked before their children: a shell whose command ended first would begin its next one, or end as if
+    nothing had happened. What another user's process does is left to that user.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ def end_family(root: int, within_s: float) -> None:
         A child of this process that was not waited for, so that its number is still its own.
     """
     family = _with_descendants({root: _started(root)})
-    _send({root, *family}, signal.SIGTERM)
+    _send(dict.fromkeys((root, *family)), signal.SIGTERM)
     family = _wait(family, within_s)
     _send(family, signal.SIGKILL)
     _send(_wait(family, KILLED_WITHIN_S), signal.SIGKILL)  # what was started while the others were killed

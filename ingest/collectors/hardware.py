@@ -220,13 +220,16 @@ class NvmlBackend:
         self._devices[index].calls[name]()
 
     def describe(self, index: int) -> GpuDevice:
-        """Return what the GPU is; also finds a GPU again that was lost and came back."""
+        """Return what the GPU is; also finds a GPU again that was lost and came back.
+
+        What it could not tell before, it is asked again from now on: it may have left MIG, or a right may be given.
+        """
         n, device = self._nvml, self._devices[index]
         handle = self._handle(device)
         device.handle, device.calls = handle, bind(n, handle)
-        if device.is_lost:  # what it could not tell then, it may tell now
+        device.absent.clear()
+        if device.is_lost:
             device.is_lost = False
-            device.absent.clear()
             device.held.clear()
         memory = self._ask(device, "memory", n.nvmlDeviceGetMemoryInfo, handle)
         limits = (

@@ -16,6 +16,9 @@ JOB_PATH: Final = re.compile(
 """Slurm's cgroups: version 2, ``/system.slice/NODE_slurmstepd.scope/job_1/step_0/user/task_0``; version 1,
 ``/slurm/uid_1000/job_1/step_batch/task_0`` (with several daemons on a host ``/slurm_NODE/…``)."""
 
+STEP_NAMES: Final = {"4294967290": "interactive", "4294967291": "batch", "4294967292": "extern"}
+"""Numbers that Slurm's variables have for steps which its cgroups and its profiles tell by name (slurm.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobStep:
@@ -62,7 +65,8 @@ def job_in_environment(environment: bytes) -> JobStep | None:
     job_id = values.get(b"SLURM_JOB_ID", values.get(b"SLURM_JOBID", b""))
     if not job_id.isdigit():
         return None
-    return JobStep(int(job_id), _word(values.get(b"SLURM_STEP_ID")), _word(values.get(b"SLURM_PROCID")))
+    step = _word(values.get(b"SLURM_STEP_ID"))
+    return JobStep(int(job_id), STEP_NAMES.get(step, step), _word(values.get(b"SLURM_PROCID")))
 
 
 def _word(value: bytes | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,6 +18,12 @@ from ingest.collectors.spool import Spool, row
 PROBE_BYTES: Final = 4096
 LUSTRE_ROOTS: Final = ("proc/fs/lustre", "sys/fs/lustre", "sys/kernel/debug/lustre")
 """Where clients of different versions keep ``osc/*/stats`` and ``mdc/*/stats``, below the root of all."""
+
+MOST_W: Final = 1000.0
+"""No package, and no memory of one, draws more."""
+
+RAPL_EVERY_S: Final = 30.0
+"""Energy counters are read at least so often: at `MOST_W`, AMD's (65.5 kJ) goes round in 66 s, Intel's in 262 s."""
 
 
 def rise(before: dict[str, int], now: dict[str, int]) -> int | None:
@@ -84,9 +91,11 @@ def read_rapl(powercap: Path) -> dict[str, Rapl]:
     return found
 
 
-def rapl_energy_j(before: dict[str, Rapl], now: dict[str, Rapl]) -> float | None:
-    """Return the energy between two readings in J, no counter wrapped around twice; None where one is missing."""
+def rapl_energy_j(before: dict[str, Rapl], now: dict[str, Rapl], passed_s: float) -> float | None:
+    """Return the energy between two readings in J; None where a counter is missing, or may have gone round unseen."""
     if not before or before.keys() != now.keys():
+        return None
+    if any(passed_s * MOST_W * 1e6 >= reading.range_uj for reading in now.values()):
         return None
     total_uj = 0
     for name, reading in now.items():
@@ -117,12 +126,36 @@ class NodeCollector:
     problem: str = ""
     _lustre: dict[str, int] = field(default_factory=dict)
     _nfs: dict[str, int] = field(default_factory=dict)
+    _metering: threading.Lock = field(default_factory=threading.Lock)
     _rapl: dict[str, Rapl] = field(default_factory=dict)
     _rapl_s: float = 0.0
+    _energy_j: float | None = None
+    _told_s: float = 0.0
 
     def begin(self) -> None:
         """Take the first reading of all that is told as a difference."""
         self._differences()
+
+    @property
+    def has_meters(self) -> bool:
+        """Whether the host's energy counters could be read."""
+        return bool(self._rapl)
+
+    def meter(self) -> None:
+        """Read the host's energy counters, also between ticks, so that none goes round unseen."""
+        with self._metering:
+            rapl, now_s = read_rapl(self.root / "sys/class/powercap"), self.monotonic()
+            risen_j = rapl_energy_j(self._rapl, rapl, now_s - self._rapl_s)
+            self._energy_j = None if risen_j is None or self._energy_j is None else self._energy_j + risen_j
+            self._rapl, self._rapl_s = rapl, now_s
+
+    def _power_w(self) -> float | None:
+        """Return the host's mean power in W since this was asked last; None where some of it is not known."""
+        self.meter()
+        with self._metering:
+            energy_j, passed_s = self._energy_j, self._rapl_s - self._told_s
+            self._energy_j, self._told_s = 0.0, self._rapl_s
+        return None if energy_j is None or passed_s <= 0 else energy_j / passed_s
 
     def tick(self) -> None:
         """Read everything and append the row."""
@@ -152,19 +185,9 @@ class NodeCollector:
 
     def _differences(self) -> tuple[int | None, int | None, float | None]:
         """Return Lustre RPCs, NFS operations and mean power in W since the last reading."""
-        lustre, nfs, rapl, now_s = (
-            self._read_lustre(),
-            parse_mountstats(self._text("proc/self/mountstats")),
-            read_rapl(self.root / "sys/class/powercap"),
-            self.monotonic(),
-        )
-        energy_j, passed_s = rapl_energy_j(self._rapl, rapl), now_s - self._rapl_s
-        told = (
-            rise(self._lustre, lustre),
-            rise(self._nfs, nfs),
-            None if energy_j is None or passed_s <= 0 else energy_j / passed_s,
-        )
-        self._lustre, self._nfs, self._rapl, self._rapl_s = lustre, nfs, rapl, now_s
+        lustre, nfs = self._read_lustre(), parse_mountstats(self._text("proc/self/mountstats"))
+        told = rise(self._lustre, lustre), rise(self._nfs, nfs), self._power_w()
+        self._lustre, self._nfs = lustre, nfs
         return told
 
     def _read_lustre(self) -> dict[str, int]:

@@ -27,7 +27,7 @@ from ingest.collectors.prometheus_metrics import (
     without_name,
 )
 from ingest.collectors.snapshots import HOUR_S, complete, sole_writer, write_hours
-from ingest.collectors.spool import prepare
+from ingest.collectors.spool import on_disk, prepare
 
 MAX_POINTS: Final = 10_000
 """Points of one series in one answer; the server's own limit is 11,000."""
@@ -86,7 +86,7 @@ def collect(api: PrometheusApi, spool: Path, start_s: float, end_s: float, optio
 
     Raises
     ------
-    SpoolError, SpoolBusyError, OSError
+    SpoolError, SpoolBusyError
         The spool cannot be written; what was written stays.
     ValueError
         An option makes no sense.
@@ -97,7 +97,8 @@ def collect(api: PrometheusApi, spool: Path, start_s: float, end_s: float, optio
         raise ValueError(f"step is {options.step_s} s; give 0.1 to {HOUR_S}")
     if not 0 <= start_s < end_s <= _LATEST_S:
         raise ValueError(f"start is {start_s} s, end {end_s} s; the start must come first, and both from 1970 to 2100")
-    prepare(spool)
+    with on_disk(spool):
+        prepare(spool)
     with sole_writer(spool, api.source):
         return _Collection(api, spool, options).run(round(start_s * 1000), round(end_s * 1000))
 

@@ -76,6 +76,8 @@ JOBWATT_JOBS: Final = "jobwatt_job_info"
 LOAD: Final = "node_load1"
 MEMORY: Final = ("node_memory_MemFree_bytes", "node_memory_Inactive_bytes")
 RAPL: Final = ("node_rapl_package_joules_total", "node_rapl_dram_joules_total")
+UNSEEN_WRAP_S: Final = 130.0
+"""AMD's energy counters (65.5 kJ) go round within this at 500 W; how far a meter goes no exporter tells."""
 NODE: Final = (LOAD, *MEMORY, *RAPL)
 NODE_NAMES: Final = "node_uname_info"
 
@@ -264,7 +266,9 @@ def node_rows(series: Iterable[Series], scrapes: Scrapes, names: Mapping[str, st
 def _mean_power(
     before: Mapping[frozenset[tuple[str, str]], float], now: Mapping[frozenset[tuple[str, str]], float], passed_s: float
 ) -> str:
-    """Return the mean power in W as a cell, '' where a meter wrapped, came or went."""
+    """Return the mean power in W as a cell, '' where a meter wrapped, may have wrapped unseen, came or went."""
     if not now or before.keys() != now.keys() or any(now[meter] < before[meter] for meter in now):
+        return ""
+    if passed_s > UNSEEN_WRAP_S:
         return ""
     return f"{sum(now[meter] - before[meter] for meter in now) / passed_s:.1f}"

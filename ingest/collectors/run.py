@@ -338,6 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("a COMMAND and --gpus need --label NAME, which says what it is")
     if told.label is not None and not command:
         parser.error("--label needs the COMMAND that is to run, after --")
+    if told.label is not None and not told.label.strip():
+        parser.error("the label is empty, so that nobody would know what ran; give --label NAME")
     intervals = (told.gpu_interval, told.process_interval, told.node_interval)
     plan = Plan(*intervals, energy_interval_s=told.energy_interval, probe=told.probe)
     try:

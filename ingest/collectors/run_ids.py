@@ -27,8 +27,8 @@ MOST_JOBS: Final = 1000
 class RunId:
     """A labelled run's job number.
 
-    ``is_slurms``: a scheduler tells of that job. ``is_labelled``: an earlier run wrote this very label for it.
-    ``notice`` says why the number is not Slurm's though this is a Slurm job.
+    ``is_slurms``: a scheduler tells of that job. ``is_labelled``: another run writes its label, an earlier one or that
+    on the first node of a step of several. ``notice`` says why the number is not Slurm's though this is a Slurm job.
     """
 
     job_id: int
@@ -45,7 +45,8 @@ def choose(label: str, spool: Path, environment: Mapping[str, str], now_s: float
         return RunId(own_id)
     known = _read(spool).get(slurm_id)
     if known in (None, label):
-        return RunId(int(slurm_id), is_slurms=True, is_labelled=known == label)
+        is_first_node = environment.get("SLURM_NODEID", "0") in ("", "0")
+        return RunId(int(slurm_id), is_slurms=True, is_labelled=known == label or not is_first_node)
     notice = f"Slurm's job {slurm_id} is labelled {known!r} in this spool already: this run is a job of its own"
     return RunId(own_id, notice=notice)
 

@@ -16,7 +16,7 @@ from typing import Final, Self
 from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.gpu import ENERGY_S, ENERGY_TICKS, GpuCollector, Inventory, JobTable
 from ingest.collectors.hardware import GpuBackend
-from ingest.collectors.node import NodeCollector
+from ingest.collectors.node import RAPL_EVERY_S, NodeCollector
 from ingest.collectors.process import ProcessCollector
 from ingest.collectors.schedule import ClockWatch, Events, ticks
 from ingest.collectors.spool import SYNC_S, Spool, row
@@ -161,6 +161,8 @@ class Service:
         for _, _, _, begin in work:
             if begin is not None:
                 begin()
+        if self.node.has_meters and self.plan.node_interval_s > RAPL_EVERY_S:
+            work.append(("power", RAPL_EVERY_S, self.node.meter, None))
         self._start_worker("writer", self._write)
         for name, interval_s, tick, _ in work:
             self._start_worker(name, partial(self._collect, name, interval_s, tick))

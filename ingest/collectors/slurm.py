@@ -19,7 +19,7 @@ from threading import Event
 from typing import Final
 
 from ingest.collectors.sacct_command import Cells, Sacct
-from ingest.collectors.spool import prepare, write_whole
+from ingest.collectors.spool import on_disk, prepare, write_whole
 from ingest.errors import JobwattError, SourceError
 from ingest.sources.sacct_files import FORMAT
 
@@ -158,8 +158,9 @@ def _read(path: Path) -> dict[Key, Cells]:
 def _write(path: Path, rows: Iterable[Cells]) -> None:
     """Replace a snapshot: it is there as it was, or as it is to be, whatever happens in between."""
     lines = ["|".join(FORMAT), *("|".join(row[name] for name in FORMAT) for row in rows)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "\n".join(lines) + "\n")
+    with on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "\n".join(lines) + "\n")
 
 
 class SlurmCollector:
@@ -184,6 +185,8 @@ class SlurmCollector:
         ------
         SourceError
             If sacct gives no answer; what was gathered stays as it is.
+        SpoolError
+            If the disk is full or refuses; the same.
         """
         begin = min(now_s - self._since_s, self._resume_s or now_s)
         answer = self._sacct.ask(begin)
@@ -211,8 +214,10 @@ def holding(spool: Path) -> Iterator[None]:
     JobwattError
         If another collector holds them, or the folder is something else than a spool.
     """
-    prepare(spool)
-    with (spool / LOCK).open("a") as lock:
+    with on_disk(spool):
+        prepare(spool)
+        held = (spool / LOCK).open("a")
+    with held as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

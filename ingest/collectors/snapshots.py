@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ingest.collectors.spool import HEADERS, write_whole
+from ingest.collectors.spool import HEADERS, on_disk, write_whole
 from ingest.errors import SpoolBusyError, SpoolError
 
 HOUR_S: Final = 3600
@@ -27,7 +27,8 @@ def sole_writer(root: Path, source: str) -> Iterator[None]:
     SpoolBusyError
         Another process has it.
     """
-    descriptor = os.open(root / f".prometheus-{source}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with on_disk(root):
+        descriptor = os.open(root / f".prometheus-{source}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -49,9 +50,7 @@ def write_hours(root: Path, kind: str, source: str, rows: Mapping[tuple[str, ...
     Raises
     ------
     SpoolError
-        A file of that name is not of jobwatt.
-    OSError
-        The disk does not take it; the old file stays.
+        A file of that name is not of jobwatt, or the disk does not take it; the old file stays.
     """
     hours: dict[int, dict[tuple[str, ...], list[str]]] = {}
     for key, cells in rows.items():
@@ -86,8 +85,9 @@ def complete(
 def _write(path: Path, kind: str, rows: Mapping[tuple[str, ...], list[str]]) -> None:
     ordered = sorted(rows.items(), key=lambda item: (float(item[0][-1]), item[0]))
     text = "".join(f"{','.join(cells)}\n" for cells in ([HEADERS[kind]], *(cells for _, cells in ordered)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
+    with on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
 
 
 def read_rows(path: Path, kind: str) -> dict[tuple[str, ...], list[str]]:

@@ -17,8 +17,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -354,6 +354,15 @@ class Spool:
             return
         if self._monotonic() - segment.opened_s >= self._segment_s or segment.bytes >= self._segment_bytes:
             self._open.pop(kind).close()
+
+
+@contextmanager
+def on_disk(root: Path) -> Iterator[None]:
+    """Do something that writes below a spool; what the system refuses meanwhile is told as by `refused_by_disk`."""
+    try:
+        yield
+    except OSError as error:
+        raise refused_by_disk(root, error) from error
 
 
 def refused_by_disk(root: Path, error: OSError) -> SpoolError:

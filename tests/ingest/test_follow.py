@@ -324,6 +324,18 @@ def test_a_spool_of_prometheus_alone_lags_by_its_own_nodes_after_a_restart_too(s
     clock.seconds = 130
     assert one.round().lag_s == pytest.approx(90)
     assert follower(spool, clock).round().lag_s == pytest.approx(90)
+    events = lake_of(spool).scan("collector_events").select("collector", "event", "seconds").collect()
+    assert events.rows() == [("follower", "lag", 60.0)]
+
+
+@pytest.mark.parametrize("damage", [b"1795,n7" + b",1" * 40, b"\xff\xfe\0,n7\xff,,0", b'1795,"n7,,0'], ids=repr)
+def test_a_damaged_line_of_a_snapshot_is_set_apart_and_does_not_end_the_rounds(spool, damage):
+    path = write_named(spool, "gpu/prometheus-site-20261124T00Z.csv", [gpu_cells(40, None, node="n7")])
+    path.write_bytes(path.read_bytes() + damage + b"\n")
+    one = follower(spool, Clock(100))
+    done = one.round()
+    assert (done.problem, done.quarantined, done.lag_s) == ("", 1, pytest.approx(60))
+    assert one.round().problem == ""
 
 
 def test_samples_of_the_future_do_not_hide_that_nothing_comes(spool):

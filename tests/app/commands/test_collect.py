@@ -83,6 +83,7 @@ def test_what_a_command_prints_is_not_mixed_with_the_report(collect):
     [
         ([], "Missing option '--spool'"),
         (["--spool", "s", "--label", "x"], "needs the COMMAND"),
+        (["--spool", "s", "--label", " ", "--", "true"], "the label is empty"),
         (["--spool", "s", "--", "true"], "need --label NAME"),
         (["--spool", "s", "--gpus", "0"], "need --label NAME"),
         (["--spool", "s", "--label", "x", "--", "no-such-command-anywhere"], "no such command"),

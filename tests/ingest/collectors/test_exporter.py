@@ -8,9 +8,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.collectors.exporter import parse_address, serve
+from ingest.collectors.gpu import GpuRow
+from ingest.collectors.hardware import GpuReading
+from ingest.collectors.prometheus_api import Series
+from ingest.collectors.prometheus_metrics import JOBWATT, JOBWATT_JOBS, GpuRows, Scrapes
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.service import Plan, Service
-from ingest.collectors.spool import Spool
+from ingest.collectors.spool import HEADERS, Spool
 from ingest.errors import HardwareError
 from tests.recorded_gpus import write_recording
 
@@ -18,7 +22,8 @@ from tests.recorded_gpus import write_recording
 @pytest.fixture
 def service(tmp_path):
     """A service that has taken one reading of each of two GPUs, and of the node; GPU 0 works for two jobs."""
-    backend = ReplayBackend(read_recording(write_recording(tmp_path / "recording")))
+    # the first sample is played however long the start takes
+    backend = ReplayBackend(read_recording(write_recording(tmp_path / "recording")), monotonic=lambda: 0.0)
     made = Service(Spool(tmp_path / "spool", "n1"), backend, Plan())
     assert made.gpu is not None
     assert made.inventory is not None
@@ -90,6 +95,22 @@ def test_names_have_the_prefix_and_a_base_unit_and_counters_end_in_total(service
     )
     for name, _ in scrape(service):
         assert re.fullmatch(rf"jobwatt_(gpu|node|collector|job|clock)(_[a-z]+)*_({units})", name), name
+
+
+def test_what_the_exporter_tells_of_a_gpu_comes_back_by_prometheus_as_the_collector_s_own_row(service):
+    reading = GpuReading(1.8e9, 51, 32, 1000, 43771, 41, 48, 400.25, None, 399.5, 7_000_500, 1980, 2619, 700.0, 4)
+    service.gpu.latest[1], service.gpu.counters_mj[1] = reading, reading.energy_mj
+    told = [
+        Series({"__name__": name, **dict(labels)}, [(5.0, str(v))]) for (name, labels), v in scrape(service).items()
+    ]
+    times = [Series(one.labels, [(5.0, "1800000000")]) for one in told]
+    rows = GpuRows(JOBWATT)
+    rows.add(told, Scrapes.read(times), [one for one in told if one.labels["__name__"] == JOBWATT_JOBS])
+    cells = dict(zip(HEADERS["gpu"].split(","), rows.finish()["n1", "1", "1800000000.000"], strict=True))
+    collected = dict(zip(HEADERS["gpu"].split(","), str(GpuRow(reading, "n1", 9, 1)).strip().split(","), strict=True))
+    assert {name: float(cell or "nan") for name, cell in cells.items() if name != "node"} == pytest.approx(
+        {name: float(cell or "nan") for name, cell in collected.items() if name != "node"}, nan_ok=True
+    )
 
 
 def test_the_collector_tells_its_own_cost_and_losses(service):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest.collectors.family import end_family
-from ingest.collectors.process import read_process
+from ingest.collectors.process import read_process, tree
 
 IGNORES = (
     "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); "
@@ -31,6 +31,14 @@ def start(words: list[str]) -> tuple[subprocess.Popen[str], int]:
     shell = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert shell.stdout is not None
     return shell, int(shell.stdout.readline())
+
+
+def wait_for_child(pid: int) -> None:
+    """Wait until a shell has begun its first command."""
+    until_s = time.monotonic() + 10
+    while len(tree(pid, Path("/proc"))) < 2:
+        assert time.monotonic() < until_s, "the shell began nothing"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -81,3 +89,14 @@ def test_other_processes_are_left_alone(left):
     assert runs(other.pid)
     other.kill()
     other.wait()
+
+
+def test_a_shell_whose_command_is_ended_does_not_go_on_to_its_next_one(left, tmp_path):
+    for number in range(12):  # whichever of the two numbers comes first where they are hashed
+        shell, _ = start(["bash", "-c", f"echo $$; sleep 60; touch {tmp_path}/{number}"])
+        wait_for_child(shell.pid)
+        left.append(shell.pid)
+        end_family(shell.pid, 5.0)
+        assert shell.wait(5) == -15
+        shell.communicate()
+    assert list(tmp_path.iterdir()) == []

@@ -205,6 +205,23 @@ def test_no_permission_is_told_once_and_gives_none(driver):
     assert backend.take_refusals() == []
 
 
+def test_a_gpu_that_left_mig_tells_its_utilization_once_the_inventory_has_looked(driver):
+    driver.gpus[0]["MigMode"] = (1, 1)
+    utilization = driver.gpus[0].pop("UtilizationRates")
+    driver.refuse(0, nv.NVML_ERROR_NO_PERMISSION, "CurrentClocksEventReasons")
+    backend = NvmlBackend()
+    assert backend.describe(0).mig_mode == 1
+    assert backend.read(0, with_energy=False).gpu_util_pct is None
+    driver.gpus[0] |= {"MigMode": (0, 0), "UtilizationRates": utilization}
+    assert backend.describe(0).mig_mode == 0
+    reading = backend.read(0, with_energy=False)
+    assert (reading.gpu_util_pct, reading.throttle_reasons) == (87, None)
+    assert len(backend.take_refusals()) == 1  # what is still refused is not told again
+    driver.codes.clear()
+    backend.describe(0)
+    assert backend.read(0, with_energy=False).throttle_reasons == 4
+
+
 def test_a_call_that_fails_once_is_asked_again(driver):
     backend = NvmlBackend()
     driver.refuse(0, nv.NVML_ERROR_UNKNOWN, "Temperature")

@@ -35,6 +35,11 @@ def test_without_a_job_cgroup_the_environment_tells(tmp_path):
     assert job_of_process(10, tmp_path) == JobStep(99, "4", "2")
 
 
+def test_an_interactive_step_has_its_name_where_only_the_environment_tells_of_it():
+    told = job_in_environment(b"SLURM_JOB_ID=99\0SLURM_STEP_ID=4294967290\0SLURM_PROCID=0\0")
+    assert told == parse_cgroup("0::/system.slice/n1_slurmstepd.scope/job_99/step_interactive/user/task_0")
+
+
 def test_the_cgroup_goes_before_the_environment_which_anybody_can_set(tmp_path):
     told = Told(
         10, cgroup="0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0", environment=b"SLURM_JOB_ID=99\0"

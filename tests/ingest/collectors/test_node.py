@@ -175,9 +175,30 @@ def test_a_counter_that_was_cleared_counts_from_zero_and_a_first_reading_tells_n
 
 def test_an_energy_counter_that_wraps_around_goes_on():
     before = {"intel-rapl:0": Rapl(262_143_000_000, 262_143_328_850)}
-    assert rapl_energy_j(before, {"intel-rapl:0": Rapl(671_150, 262_143_328_850)}) == pytest.approx(1.0)
-    assert rapl_energy_j({}, before) is None
-    assert rapl_energy_j(before, {**before, "intel-rapl:1": Rapl(0, 1)}) is None
+    assert rapl_energy_j(before, {"intel-rapl:0": Rapl(671_150, 262_143_328_850)}, 30.0) == pytest.approx(1.0)
+    assert rapl_energy_j({}, before, 30.0) is None
+    assert rapl_energy_j(before, {**before, "intel-rapl:1": Rapl(0, 10**12)}, 30.0) is None
+
+
+EPYC_UJ = 65_532_610_987
+"""Where the energy counter of an AMD EPYC goes round: at 400 W within 164 s."""
+
+
+def test_a_counter_that_goes_round_twice_between_two_rows_is_told_in_full(root, tmp_path):
+    clocks = Clocks()
+    spool = open_spool(tmp_path / "spool", clocks)
+    node = NodeCollector(spool, None, root, wall=clocks.wall, monotonic=clocks.monotonic)
+    write_rapl(root, "intel-rapl:0", "package-0", 60_000_000_000, EPYC_UJ)
+    node.begin()
+    for seconds in range(30, 330, 30):
+        clocks.wait(30.0)
+        write_rapl(root, "intel-rapl:0", "package-0", (60_000_000_000 + seconds * 400_000_000) % EPYC_UJ, EPYC_UJ)
+        node.meter()
+    node.tick()
+    clocks.wait(300.0)  # nobody looked meanwhile, so that nobody knows how often it went round
+    node.tick()
+    spool.close()
+    assert [row["NodePowerW"] for row in read_rows(tmp_path / "spool", "node")] == ["400.0", ""]
 
 
 def test_energy_is_that_of_packages_and_memory(root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import ssl
@@ -17,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from app.cli import DATA_PROBLEM, OK, PARTLY_DONE, USAGE, run
-from ingest.collectors import prometheus, prometheus_api
+from ingest.collectors import prometheus, prometheus_api, snapshots
 from ingest.collectors.prometheus_api import Access, PrometheusApi, PrometheusError, TooMuchError
 
 SECRET = "s3cret-token"
@@ -307,6 +308,25 @@ def test_hours_before_a_fault_stay_and_the_next_collection_makes_up_for_the_rest
         assert run(["collect-prometheus", url, *words]) == OK
     assert json.loads(capsys.readouterr().out)["files_changed"] == 1
     assert list(hours(tmp_path).values()) == [60, 60]
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_hours_before_it_stay(tmp_path, monkeypatch, capsys):
+    really_write = snapshots.write_whole
+
+    def write(path: Path, text: str) -> None:
+        if hours(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        really_write(path, text)
+
+    monkeypatch.setattr(snapshots, "write_whole", write)
+    with server(lambda h: two_hours(h, broken_from_s=float("inf"))) as (url, _):
+        words = ["--spool", str(tmp_path), "--start", str(HOUR_S), "--end", str(HOUR_S + 7200)]
+        assert run(["collect-prometheus", url, *words]) == DATA_PROBLEM
+    said = capsys.readouterr().err
+    assert said.startswith(f"jobwatt: {tmp_path / 'gpu'}/prometheus-")
+    assert "no space left (No space left on device); " in said
+    assert said.endswith(" [disk_full]\n")
+    assert list(hours(tmp_path).values()) == [60]
 
 
 def test_a_server_that_is_down_from_the_start_is_a_data_problem(tmp_path, monkeypatch, capsys):

@@ -153,6 +153,15 @@ def test_node_power_is_told_only_where_every_meter_rose(later, power):
     assert [row[-1] for _, row in sorted(rows.items())] == ["", power]
 
 
+def test_node_power_is_not_told_over_a_gap_in_which_a_meter_may_have_gone_round():
+    meter = {"instance": "n1:9100", "index": "0", "path": "intel-rapl:0"}
+    rises = [(0.0, "1000"), (120.0, "49000"), (420.0, "103500")]  # 400 W all the time: 120 kJ, less once 65.5 kJ
+    series = [Series({**meter, "__name__": "node_rapl_package_joules_total"}, rises)]
+    rows = node_rows(series, Scrapes.read([Series(meter, [(t, str(t)) for t, _ in rises])]), {})
+    told = sorted((float(time_s), row[-1]) for (_, time_s), row in rows.items())
+    assert told == [(0.0, ""), (120.0, "400.0"), (420.0, "")]
+
+
 # -- snapshots ---------------------------------------------------------------------------------------------------------
 
 

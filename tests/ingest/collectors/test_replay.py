@@ -69,7 +69,7 @@ def test_the_counter_is_told_only_where_it_is_asked_and_rises_between_two_that_w
         clocks.wait(0.501)
     assert found[::2] == [1000, 41000]
     assert found[1] == pytest.approx(21000, abs=4000)
-    assert found[3] == 41000 or found[3] is None or found[3] < 41000
+    assert found[3] == pytest.approx(20500, abs=4000)  # a line is drawn where the counter fell, too
 
 
 def test_a_gpu_is_lost_where_it_has_no_rows(tmp_path):

@@ -284,12 +284,12 @@ def test_inside_a_slurm_job_a_labelled_run_is_that_job_and_the_scheduler_tells_o
     assert not (tmp_path / "jobs").exists()
 
 
-def run_labels(spool: Path, *labels: str, slurm_id: str) -> list[str]:
+def run_labels(spool: Path, *labels: str, slurm_id: str, **more: str) -> list[str]:
     """Run a command under each label, one after the other, and return what each said at its end."""
     said = []
     for label in labels:
         words = [*command(spool, None, "--gpu-interval", "0", "--label", label), "--", "true"]
-        environment = {**os.environ, "SLURM_JOB_ID": slurm_id}
+        environment = {**os.environ, "SLURM_JOB_ID": slurm_id, **more}
         done = subprocess.run(words, cwd=ROOT, check=True, env=environment, capture_output=True, text=True)
         said.append(done.stderr)
     return said
@@ -315,6 +315,18 @@ def test_two_labels_of_a_slurm_job_both_come_into_the_lake(tmp_path):
     assert sorted(labels["label"]) == ["a", "b"]
 
 
+def test_a_step_on_two_nodes_has_its_label_in_the_lake_once(tmp_path):
+    reports = []
+    for node in ("0", "1"):
+        run_labels(tmp_path / node, "a", slurm_id="4242", SLURM_NODEID=node)
+        reports.append(ingest(str(tmp_path / node), tmp_path / "lake"))
+    assert [(report.rows_quarantined, report.files_refused) for report in reports] == [(0, 0), (0, 0)]
+    labels = Lake(tmp_path / "lake").scan("labels").collect()
+    assert labels.select("job_id", "label").rows() == [(4242, "a")]
+    (other,) = run_labels(tmp_path / "1", "b", slurm_id="4242", SLURM_NODEID="1")
+    assert "is labelled 'a' in this spool already" in other
+
+
 def test_a_slurm_job_number_that_is_none_is_no_slurm_job(tmp_path):
     run_labels(tmp_path, "a", slurm_id="none")
     (label,) = read_rows(tmp_path, "labels")
@@ -331,6 +343,7 @@ def test_a_slurm_job_number_that_is_none_is_no_slurm_job(tmp_path):
         (("--gpu-interval", "-1"), "an interval is below 0"),
         (("--process-interval", "nan"), "no number"),
         (("--label", "x"), "--label needs the COMMAND"),
+        (("--label", "", "--", "true"), "the label is empty"),
     ],
 )
 def test_intervals_at_which_nothing_could_be_collected_are_refused_and_nothing_is_written(
@@ -581,6 +594,19 @@ def test_a_command_that_ends_while_its_beginning_hangs_has_its_exit_code_told(tm
     monkeypatch.setattr(run, "open_backend", lambda _: Troubled(recording))
     options = Options(tmp_path, "n1", Plan(process_interval_s=0, node_interval_s=0))
     assert collect_run(options, "x", ["sh", "-c", "exit 3"]).exit_code == 3
+
+
+def test_energy_counters_of_the_host_are_read_between_the_rows_of_the_node(tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.collectors.service.RAPL_EVERY_S", 0.05)
+    (tmp_path / "proc").symlink_to("/proc")
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("energy_uj", "1000000"), ("max_energy_range_uj", "65532610987")):
+        (zone / name).write_text(text)
+    plan = Plan(gpu_interval_s=0, process_interval_s=0, node_interval_s=300.0, root=tmp_path)
+    with Service(Spool(tmp_path / "spool", "n1"), None, plan) as service:
+        first_s = service.node._rapl_s
+        wait_for(lambda: service.node._rapl_s > first_s + 0.1)
 
 
 def test_a_labelled_run_tells_no_other_job_of_its_node(tmp_path, monkeypatch):

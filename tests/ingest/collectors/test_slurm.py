@@ -301,12 +301,30 @@ def test_a_service_outlives_faults_tells_each_once_and_ends_cleanly_when_told(sa
     )
 
 
+def test_a_full_disk_ends_it_with_one_line_that_names_the_file_and_what_was_gathered_stays(sacct, tmp_path):
+    spool = tmp_path / "spool"
+    assert look(spool) == 0
+    before = files(spool)
+    says(sacct, text=OURS + "".join(job(900_000 + n, NOW_S - DAY_S // 2) for n in range(200)))
+    words = [str(Path(sys.executable).with_name("jobwatt")), "collect-slurm", "--spool", str(spool), "--every", "1"]
+    # a limit on the size of files stands for a full disk
+    limited = ["bash", "-c", 'ulimit -f 12; exec "$@"', "bash", *words]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"jobwatt: {spool / 'jobs' / SNAPSHOT}: no space left (File too large); ")
+    assert done.stderr.endswith(" [disk_full]\n")
+    assert done.stderr.count("\n") == 1
+    assert files(spool) == before
+
+
 def test_a_killed_collector_leaves_whole_snapshots_and_the_next_one_goes_on(sacct, tmp_path):
     spool = tmp_path / "spool"
     says(sacct, text=header() + "".join(job(n, NOW_S + n) for n in range(2000)))
-    for _ in range(3):
+    for number in range(6):
+        asked = (sacct / "asked").read_text() if (sacct / "asked").exists() else ""
         with start(spool) as process:
-            time.sleep(0.6)
+            wait_for(lambda asked=asked: (sacct / "asked").exists() and (sacct / "asked").read_text() != asked)
+            time.sleep(0.05 * number)
             process.kill()
             process.communicate()
         for text in files(spool).values() if (spool / "jobs").exists() else []:
