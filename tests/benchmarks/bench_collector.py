@@ -9,20 +9,20 @@ import argparse
 import csv
 import json
 import math
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks.measure import run_process, spread
+from tests.benchmarks.measure_gpus import in_time_ratio, read_times
 from tests.benchmarks.report import table
 
 COSTS = Path(__file__).with_name("nvml_call_cost.csv")
+ON_GPUS = Path(__file__).with_name("collector_on_gpus.csv")
 GPUS = 8
 BARS = {10.0: "2 %", 1.0: "0.2 %"}
-IN_TIME_S = 0.010
 
 
 def collector(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
@@ -65,7 +65,35 @@ def collector(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
         "## Collector\n\nThe whole service (threads for GPUs, processes, node, inventory and spool; exporter) with "
         f"a replay that spends each NVML call's measured CPU time, in µs: {spent} ({_sources(COSTS)}).\n\n"
         + table(header, rows)
+        + "\n\n"
+        + on_gpus(ON_GPUS)
     )
+
+
+def on_gpus(path: Path) -> str:
+    """Return what was measured on real GPUs, which the machine that runs the benchmarks need not have."""
+    if not path.exists():
+        return (
+            "Not measured on real GPUs: there, `python tests/benchmarks/measure_gpus.py --csv "
+            "tests/benchmarks/collector_on_gpus.csv` measures."
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    bars = {("cpu_pct", hz): f"≤ {bar}" for hz, bar in (("10", BARS[10.0]), ("1", BARS[1.0]))}
+    bars |= {("resident_mib", hz): "≤ 80 MB" for hz in ("10", "1")}
+    bars |= {("in_time_pct", "10"): "≥ 99 %", ("energy_gap_pct", "10"): "within 2 %"}
+    rows = [
+        [
+            line["measured"] + (f", GPU {line['gpu_index']}" if line["gpu_index"] else ""),
+            line["hz"],
+            line["seconds"],
+            f"{line['value']} {line['unit']}",
+            bars.get((line["measured"], line["hz"]), ""),
+        ]
+        for line in lines
+    ]
+    sources = "; ".join(dict.fromkeys(line["source"] for line in lines))
+    return f"On real GPUs ({sources}):\n\n" + table(["what", "Hz", "over s", "measured", "bar"], rows)
 
 
 def read_costs(path: Path) -> dict[str, float]:
@@ -118,34 +146,9 @@ def run_round(hz: float, seconds: float, costs: dict[str, float]) -> dict[str, f
             service.stopping.wait(seconds)
             cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
             memory_mib = resident_mib()
-        times = _times_of_gpu(Path(folder) / "spool", 0)
+        times = read_times(Path(folder) / "spool")
     in_time, missed = in_time_ratio(times, 1 / hz)
     return {"cpu_pct": 100 * cpu_s / wall_s, "resident_mib": memory_mib, "in_time_ratio": in_time, "missed": missed}
-
-
-def _times_of_gpu(spool: Path, index: int) -> list[float]:
-    times = []
-    for path in sorted(spool.glob("gpu/*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            times += [float(line["timestamp"]) for line in csv.DictReader(file) if line["gpu_index"] == str(index)]
-    return times
-
-
-def in_time_ratio(times_s: Sequence[float], interval_s: float) -> tuple[float, int]:
-    """Return the share of a schedule's ticks that were read within 10 ms of it, and how many were not read at all.
-
-    The schedule is the one that the median sample lies on: told by the samples, not by the collector.
-
-    Examples
-    --------
-    >>> in_time_ratio([0.0, 0.1, 0.2, 0.35, 0.5], 0.1)
-    (0.6666666666666666, 1)
-    """
-    numbers = [round((time_s - times_s[0]) / interval_s) for time_s in times_s]
-    off_s = [time_s - times_s[0] - number * interval_s for time_s, number in zip(times_s, numbers, strict=True)]
-    middle_s = statistics.median(off_s)
-    ticks = numbers[-1] + 1
-    return sum(abs(value - middle_s) <= IN_TIME_S for value in off_s) / ticks, ticks - len(set(numbers))
 
 
 def main() -> None:
