@@ -44,11 +44,19 @@ def unexpected(name: str) -> list[str]:
         f"{column}: {ours} here, {theirs} in tsfresh"
         for column, ours, theirs in differing_columns(series, time_s=np.arange(len(series)) * 0.1)
         if not documented(column)
-        or (
-            not abs(ours - theirs) <= rounding(column, series)
-            and name not in ILL_POSED.get(column.partition("__")[0], ())
-        )
+        or not (abs(ours - theirs) <= rounding(column, series) or is_tolerable(column, name, ours, theirs))
     ]
+
+
+def is_tolerable(column: str, name: str, ours: float, theirs: float) -> bool:
+    """Whether a column is ill-posed on a series, and differs no more than the list says: NaN on one side once only."""
+    calculator = column.partition("__")[0]
+    if name not in ILL_POSED.get(calculator, ()):
+        return False
+    if np.isnan(ours) or np.isnan(theirs):
+        return column == "ar_coefficient__coeff_10__k_10" and "infinite" in name
+    most = {"number_cwt_peaks": 2.0, "fft_aggregated": 0.01 * abs(theirs)}
+    return abs(ours - theirs) <= most.get(calculator, np.inf)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +112,15 @@ def test_a_column_that_is_not_in_the_list_may_not_differ():
     assert documented('agg_linear_trend__attr_"slope"__chunk_len_50__f_agg_"min"')
     assert not documented("mean")
     assert not documented('fft_aggregated__aggtype_"centroid"')
+
+
+def test_an_ill_posed_column_may_differ_as_far_as_the_list_says_and_not_be_missing():
+    assert is_tolerable("number_cwt_peaks__n_1", "spike", 3.0, 5.0)
+    assert not is_tolerable("number_cwt_peaks__n_1", "spike", 3.0, 6.0)
+    assert not is_tolerable('fft_aggregated__aggtype_"skew"', "huge spike", 0.0, 1e-12)
+    assert is_tolerable("ar_coefficient__coeff_10__k_10", "minus infinite", np.nan, 0.0)
+    assert not is_tolerable("ar_coefficient__coeff_9__k_10", "minus infinite", np.nan, 0.0)
+    assert not is_tolerable("max_langevin_fixed_point__m_3__r_30", "ramp", np.nan, 1e7)
 
 
 def test_what_is_listed_as_ill_posed_exists():
