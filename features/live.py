@@ -17,7 +17,7 @@ from features.variant import Variant
 from features.windows import cut_series
 from ingest.errors import LakeError
 from ingest.feature_commit import INDEX_COLUMNS
-from ingest.head import MANIFEST, read_head
+from ingest.head import MANIFEST, read_head, read_steadily
 from ingest.lake import Lake
 from ingest.manifest import NO_PART, with_paths
 from ingest.parts import PartReader, reading
@@ -26,9 +26,6 @@ from ingest.units import US_PER_S
 
 ACTIVE_S: Final = 60.0
 """A job whose newest sample in the lake is older is not taken to be running."""
-
-_TRIES: Final = 3
-"""A follower may take files away while they are being read; then the lake is opened again."""
 
 _KEY: Final = list(SERIES_KEY)
 
@@ -66,15 +63,7 @@ def live_features(
     """
     if variant.window.even:
         raise ValueError(f"{variant.name} has an even grid, which needs a reading after the window; give one without")
-    for _ in range(_TRIES - 1):
-        before = read_head(lake)
-        try:
-            return _describe_lake(lake, variant, now_s, active_s, cluster)
-        except LakeError:
-            after = read_head(lake)
-            if after == before and not after.is_pending:  # else parts are being put in their places, or taken away
-                raise
-    return _describe_lake(lake, variant, now_s, active_s, cluster)
+    return read_steadily(lake, lambda: _describe_lake(lake, variant, now_s, active_s, cluster))
 
 
 def _describe_lake(lake: Path, variant: Variant, now_s: float, active_s: float, cluster: str | None) -> LiveFeatures:

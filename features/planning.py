@@ -14,7 +14,7 @@ from features.context import time_parts
 from features.extraction import FeatureTask
 from features.variant import Variant
 from ingest.feature_commit import INDEX_COLUMNS
-from ingest.head import read_head
+from ingest.head import read_head, read_steadily
 from ingest.lake import Lake
 from ingest.manifest import NO_PART, read_pieces_of, with_paths
 from ingest.parts import read_part, reading, write_frame
@@ -68,8 +68,12 @@ def plan(root: Path, folder: Path, variant: Variant, cluster: str, workers: int)
     ----------
     folder : where the tasks' pieces are written
     """
+    return read_steadily(root, lambda: _plan(root, folder, variant, cluster, workers))
+
+
+def _plan(root: Path, folder: Path, variant: Variant, cluster: str, workers: int) -> list[FeatureTask]:
+    head = read_head(root)  # first: what an ingest removes from then on is planned, and not taken for done
     lake = Lake(root)
-    head = read_head(root)
     pieces = with_paths(root, head, read_pieces_of(root, head, cluster, INDEX_COLUMNS))
     gpu = pieces.filter((pl.col("table") == "gpu_samples") & pl.col("job_id").is_not_null())
     with reading(root / "feature_series"):
@@ -200,6 +204,10 @@ def split_by_part(task: FeatureTask) -> list[FeatureTask]:
 
 def summarise(lake: Path, variant: Variant, clusters: Sequence[str]) -> Summary:
     """Return what a lake has of a variant in some clusters."""
+    return read_steadily(lake, lambda: _summarise(lake, variant, clusters))
+
+
+def _summarise(lake: Path, variant: Variant, clusters: Sequence[str]) -> Summary:
     opened = Lake(lake)
     series = opened.scan("feature_series").filter(
         (pl.col("variant") == variant.name) & pl.col("cluster").is_in(clusters)

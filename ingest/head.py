@@ -16,10 +16,10 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ingest.disk import sync_folder
 from ingest.errors import LakeError
@@ -50,6 +50,11 @@ MANIFEST: Final = "_manifest"
 STAGING: Final = "_staging"
 HEAD: Final = "HEAD.json"
 LOCK: Final = "LOCK"
+
+READ_TRIES: Final = 3
+"""So often a lake is read that somebody else is writing."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,27 @@ def read_head(root: Path, *, older: bool = False) -> Head:
             f"{path} cannot be read ({reason}); restore it from a backup, or ingest the sources into a new lake: "
             "jobwatt lake ingest PATH --lake NEW"
         ) from error
+
+
+def read_steadily(root: Path, read: Callable[[], _T]) -> _T:
+    """Return what ``read`` does, which opens the lake itself; again where somebody wrote the lake meanwhile.
+
+    A commit takes files away, and puts others in their places, that a reader of the state before it is about to open.
+
+    Raises
+    ------
+    LakeError, FileNotFoundError
+        Of ``read``, where nobody did, or again and again.
+    """
+    for _ in range(READ_TRIES - 1):
+        before = read_head(root)
+        try:
+            return read()
+        except (LakeError, FileNotFoundError):
+            after = read_head(root)
+            if after == before and not after.is_pending:
+                raise
+    return read()
 
 
 def _parse(root: Path, raw: dict[str, Any], older: bool) -> Head:

@@ -197,10 +197,16 @@ def _export(lake: Path | None, variant: Variant, cluster: str | None, out: Path,
         why = "; `jobwatt features short` says why" if report.series else ""
         _say(f"no window, so {out} was not written{why}")
         return
+    from ingest.head import read_steadily
+
     staged = _staged(out)
-    try:
+
+    def write() -> None:
         with open_lake(lake) as opened:
             opened.scan_features(variant.name, cluster).sink_parquet(staged)
+
+    try:
+        read_steadily(load(lake=lake).lake, write)
         staged.replace(out)
     finally:
         staged.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,60 @@ def test_rows_that_come_and_are_merged_meanwhile_are_seen(tmp_path):
     assert (report.windows, report.series_changed, runner.tasks) == (2, 0, 4)
     rows = Lake(lake).scan("feature_series").filter(pl.col("samples") == 60).collect()
     assert rows.height == 2
+
+
+def take_more(root: Path, kind: str, cells: list[object], number: int = 90) -> None:
+    """Have a follower take one row, and forget the segment that it was in."""
+    write_segment(root / "spool", kind, number, [cells])
+    plan = FollowPlan(root / "spool", root / "lake", compact_after=1000)
+    one = Follower(plan, wall=lambda: spool_files.START_S + 1e7)
+    assert [one.round().problem for _ in range(2)] == ["", ""]
+
+
+def test_a_late_row_between_others_with_which_it_is_merged_meanwhile_is_seen(tmp_path):
+    """Merged they are of the same times as before, but one row more."""
+    lake = follow(tmp_path, range(1, 4))
+
+    def bring_late() -> None:
+        take_more(tmp_path, "node", node_cells(20.0, 98.0))
+        maintain(lake, "live", compact_after=1)
+
+    runner = After(bring_late, every=2)
+    report = run_extract(lake, variant("job"), runner=runner)
+    assert (report.windows, report.series_changed, runner.tasks) == (2, 0, 4)
+    windows = Lake(lake).scan_features(variant("job").name).collect()
+    assert windows["load__mean"].to_list() == [(1 + 2 + 3 + 98) / 4] * 2
+
+
+def test_as_many_rows_as_before_of_other_times_are_seen(tmp_path):
+    """The first row of job 7's processes is dropped for its age, and a late one comes between the others."""
+    spool, lake = make_spool(tmp_path / "spool"), tmp_path / "lake"
+    write_segment(spool, "gpu", 1, [gpu_cells(i / 2, 7) for i in range(80)])
+    for number, seconds in enumerate(((1.0, 6.0), (5.0, 9.0))):
+        write_segment(spool, "process", 2 + number, [process_cells(7, second, second) for second in seconds])
+    follower = Follower(FollowPlan(spool, lake, compact_after=1000), wall=lambda: spool_files.START_S + 100.0)
+    assert [follower.round().problem for _ in range(2)] == ["", ""]
+
+    def drop_and_bring() -> None:
+        take_more(tmp_path, "process", process_cells(7, 7.0, 7.0))
+        keep_from = datetime.fromtimestamp(spool_files.START_S + 3.0, UTC)
+        assert maintain(lake, "live", compact_after=1, keep_from=keep_from).rows_dropped == 1
+
+    runner = After(drop_and_bring, every=1)
+    report = run_extract(lake, variant("job"), runner=runner)
+    assert (report.windows, report.series_changed, runner.tasks) == (1, 0, 2)
+    (mean,) = Lake(lake).scan_features(variant("job").name).collect()["cpu_util_pct__mean"]
+    assert mean == (5 + 6 + 7 + 9) / 4
+
+
+def test_rows_of_another_time_throw_nothing_away_where_those_near_are_merged_meanwhile(tmp_path):
+    lake = follow(tmp_path, range(1, 5))
+
+    def go_on() -> None:
+        take_more(tmp_path, "node", node_cells(9e6, 98.0))
+        maintain(lake, "live", compact_after=1)
+
+    runner = After(go_on, every=2)
+    report = run_extract(lake, variant("job"), runner=runner)
+    assert (report.windows, report.series_changed, runner.tasks) == (2, 0, 2)
+    assert len(Lake(lake).paths("node_samples")) == 2  # one for each day

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import features.live
+import features.planning
 from features.extract import extract
 from features.live import live_features
 from ingest.errors import LakeError
@@ -161,6 +162,52 @@ def test_a_damaged_part_of_the_context_is_told_of_in_one_line(lake, table, how):
         with pytest.raises(LakeError, match=f"{table}.* cannot be read") as error:
             describe()
         assert "\n" not in str(error.value)
+
+
+# -- written while it is looked at -------------------------------------------------------------------------------------
+
+
+def after(number: int, real, act):
+    """Return what calls ``real``, and acts once after it was called for the n-th time."""
+    calls = iter(range(1, 100))
+
+    def call(*arguments, **options):
+        found = real(*arguments, **options)
+        if next(calls) == number:
+            act()
+        return found
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["read_head", "Lake", "read_pieces_of"])
+def test_a_job_that_is_replaced_while_an_extraction_is_planned_is_described_anew(tmp_path, monkeypatch, name):
+    """Its old features are in the lake; the ingest removes them, and the index that was about to be read."""
+    lake = make_lake(tmp_path)
+    run_extract(lake)
+
+    def replace_job() -> None:
+        write(tmp_path / "source", gpu_name(102), job_file(watts=500.0, seconds=11.0))
+        take(tmp_path / "source", lake, cluster="one")
+
+    monkeypatch.setattr(f"features.planning.{name}", after(1, getattr(features.planning, name), replace_job))
+    report = run_extract(lake)
+    assert (report.windows, report.series_done, report.series_changed) == (3, 1, 0)
+    rows = Lake(lake).scan_features(variant().name).sort("job_id").collect()
+    assert rows["power_w__minimum"].to_list() == [101.0, 500.0, 103.0]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_features_that_are_merged_while_they_are_counted_are_counted(tmp_path, monkeypatch, number):
+    """The lake is opened for a plan, then for the report."""
+    monkeypatch.setattr("features.planning.LEAST_WINDOWS", 1)
+    lake = make_lake(tmp_path)
+    run_extract(lake)
+    merge = after(number, Lake, lambda: maintain(lake, "one", compact_after=1))
+    monkeypatch.setattr("features.planning.Lake", merge)
+    report = run_extract(lake)
+    assert (report.is_repeated, report.windows, report.features) == (True, 3, 91)
+    assert len(Lake(lake).paths("features")) == 1
 
 
 # -- dropped -----------------------------------------------------------------------------------------------------------

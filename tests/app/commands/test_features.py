@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from app.cli import run
 from ingest.lake import Lake
+from ingest.maintenance import maintain
 from tests.features.lakes import gpu_name, job_file, make_lake, variant
 from tests.small_sources import START_S, take, write
 from tests.spool_files import gpu_cells, make_spool, write_segment
@@ -51,6 +53,24 @@ def test_the_table_is_exported_whole_also_when_it_was_there_already(lake, tmp_pa
     found = pl.read_parquet(tmp_path / "out.parquet").sort("job_id")
     assert found.equals(Lake(lake).scan_features(variant().name).sort("job_id").collect())
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_the_table_is_exported_whole_while_a_follower_merges_its_parts(lake, tmp_path, monkeypatch):
+    monkeypatch.setattr("features.planning.LEAST_WINDOWS", 1)
+    extract(lake)
+    assert len(Lake(lake).paths("features")) == 3
+    scan_features, calls = Lake.scan_features, iter(range(10))
+
+    def scan_then_merge(*arguments: Any) -> pl.LazyFrame:
+        found = scan_features(*arguments)
+        if next(calls) == 1:  # the report has been made by then
+            maintain(lake, "one", compact_after=1)
+        return found
+
+    monkeypatch.setattr(Lake, "scan_features", scan_then_merge)
+    assert extract(lake, "--out", str(tmp_path / "out.parquet")) == 0
+    assert len(Lake(lake).paths("features")) == 1
+    assert sorted(pl.read_parquet(tmp_path / "out.parquet")["job_id"]) == [101, 102, 103]
 
 
 def test_an_unknown_set_is_refused_with_the_names_of_those_there_are(lake, capsys):
