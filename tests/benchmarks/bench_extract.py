@@ -30,7 +30,7 @@ def extract(quick: bool, runs: int, tell: Callable[[str], None]) -> str:
     """Return the tables of extraction."""
     compile_kernels(WINDOW.set, tell, here=False)
     scale = 0.03 if quick else 1.0
-    lakes = {size: _lake(size * scale, tell) for size in (0.1e9, 0.4e9)}
+    lakes = {size: _lake(size * scale, tell) for size in (0.1e9, 0.4e9, 1.2e9)}
     timed, larger = _lake(TIMED_BYTES * scale, tell), lakes[0.4e9]
     contestants = {
         "two": partial(_run, timed, 2),
