@@ -165,6 +165,14 @@ def ingest(
     if report.partial:
         defects = ", ".join(f"{code} {n:,}" for code, n in report.reasons.items() if is_defect(code))
         click.echo(f"partly done ({defects}); `jobwatt lake reasons --lake {root}` says where and why", err=True)
+    if report.generation:
+        _say_lost(root)
+    if report.partial:
+        click.get_current_context().exit(PARTLY_DONE)
+
+
+def _say_lost(root: Path) -> None:
+    """Fail where files of the lake are missing or cut."""
     with open_lake(root) as filled:
         lost = filled.find_lost()
     if lost:
@@ -172,8 +180,6 @@ def ingest(
             f"{root} has lost rows that count as unchanged: {len(lost):,} of its files are missing or cut, as "
             f"{lost[0]}; put them back, or ingest all sources into a new lake"
         )
-    if report.partial:
-        click.get_current_context().exit(PARTLY_DONE)
 
 
 @lake.command()
