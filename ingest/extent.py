@@ -18,9 +18,35 @@ _DEVICE: Final = ["node", "gpu_index"]
 _NO_TIME: Final = np.empty(0, np.int64)
 
 
-def find_extent(pieces: pl.DataFrame, names: Sequence[str], kind: str) -> pl.DataFrame:
-    """Return what files tell of: a row a job, node or series, with the first and the last time (or nulls)."""
-    mine = of_files(pieces, names, kind)
+class FilePieces:
+    """Pieces by the files whose rows they have, found without a look at all others."""
+
+    def __init__(self, pieces: pl.DataFrame, names: Collection[str]) -> None:
+        """Take the pieces; ``names`` are the files that will be asked for."""
+        self._pieces = pieces
+        numbered = pieces.select("node", at=pl.int_range(pl.len()), name=pl.col("input").str.split(SEPARATOR))
+        told = numbered.explode("name").filter(pl.col("name").is_in(list(names)))
+        self._at: dict[str, list[int]] = dict(told.group_by("name").agg("at").iter_rows())
+        on_node = told.drop_nulls("node").group_by(pl.col("node").cast(pl.String)).agg(pl.col("name").unique())
+        self._on_node: dict[str, list[str]] = dict(on_node.iter_rows())
+
+    def of(self, name: str, kind: str) -> pl.DataFrame:
+        """Return the pieces that have rows of a file of a kind."""
+        mine = self._pieces[pl.Series(self._at.get(name, []), dtype=pl.UInt32)]
+        return mine.filter(pl.col("table") == KINDS[kind].table)
+
+    def names_on(self, nodes: Iterable[str]) -> set[str]:
+        """Return the files that have rows of any of these nodes."""
+        return {name for node in nodes for name in self._on_node.get(node, ())}
+
+
+def find_extent(mine: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Return what a file tells of: a row a job, node or series, with the first and the last time (or nulls).
+
+    Parameters
+    ----------
+    mine : the file's pieces
+    """
     span = (pl.col("first_time").min(), pl.col("last_time").max())
     if KINDS[kind].table == "gpu_samples":
         return mine.group_by(SERIES_KEY).agg(span)
@@ -69,7 +95,7 @@ def count_found(old: pl.DataFrame, new: pl.DataFrame, placed: pl.Expr) -> pl.Dat
 
     Parameters
     ----------
-    old, new : pieces of GPU samples; `of_files` picks them
+    old, new : pieces of GPU samples; `FilePieces` finds them
     placed : the times of ``old`` as they are to be compared
     """
     reader, counted = PartReader(), [old.clear().with_columns(found=pl.lit(0, pl.Int64))]
@@ -93,11 +119,6 @@ def _count_in(values: IntArray, times: IntArray) -> int:
     at = np.searchsorted(times, values)
     inside = at < len(times)
     return int(np.count_nonzero(times[at[inside]] == values[inside]))
-
-
-def of_files(pieces: pl.DataFrame, names: Sequence[str], kind: str) -> pl.DataFrame:
-    """Return the pieces that have rows of some files of a kind."""
-    return pieces.filter(has_some(names) & (pl.col("table") == KINDS[kind].table))
 
 
 def has_some(names: Collection[str]) -> pl.Expr:

@@ -267,6 +267,14 @@ class Lake:
         problems += self._check_pending()
         return CheckReport(len(self._head.parts), rows, tuple(problems))
 
+    def find_lost(self) -> list[str]:
+        """Return the parts that are not there or not of their size, by a look at their sizes alone.
+
+        Nothing where the lake was written since it was opened, since its parts may have been replaced.
+        """
+        lost = [part.file for part in self._head.parts if _size(self._head.path(self.root, part)) != part.bytes]
+        return [] if self._is_stale() else lost
+
     def _check_strays(self) -> list[str]:
         listed = {*self._head.removes, *(part.file for part in self._head.parts)}
         problems = []
@@ -364,6 +372,13 @@ class Lake:
 
     def _is_stale(self) -> bool:
         return read_head(self.root).generation != self.generation
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _first_line(error: Exception) -> str:

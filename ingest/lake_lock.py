@@ -28,14 +28,17 @@ def locked(path: Path, root: Path) -> Iterator[IO[str]]:
     LakeError
         If ``root`` cannot be a lake.
     """
+    absent: FileNotFoundError | None = None
     for _ in range(_LOCK_TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.open("a+", encoding="utf-8")
         except (FileExistsError, NotADirectoryError) as error:
             raise LakeError(f"{root} is a file, or below one; give a folder for the lake") from error
-        except FileNotFoundError:  # a first ingest that failed has just taken the folder away
+        except FileNotFoundError as error:  # a first ingest that failed has just taken the folder away
+            absent = error
             continue
+        absent = None
         with lock:
             if _take(lock, root):
                 if _is_at(lock, path):
@@ -46,6 +49,8 @@ def locked(path: Path, root: Path) -> Iterator[IO[str]]:
                 if holder := lock.read().strip():
                     raise LakeBusyError(f"{root} is being written by {holder}; wait for it to end and try again")
         time.sleep(_LOCK_PAUSE_S)  # whoever holds it has not said yet who it is, or is just leaving
+    if absent is not None:
+        raise LakeError(f"{root}: no folder can be made there ({absent.strerror}); choose another") from absent
     raise LakeBusyError(f"{root} is being written by another process; wait for it to end and try again")
 
 

@@ -15,13 +15,14 @@ between: logs are compared as they would be, were they all read with the new one
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import polars as pl
 
-from ingest.extent import are_of, count_found, find_extent, find_lost, has_some, key_of, meets, of_files
+from ingest.extent import FilePieces, are_of, count_found, find_extent, find_lost, has_some, key_of, meets
 from ingest.records import CommitSpec, FileRecord, Held, Known, SmiOptions
 from ingest.schemas import SERIES_KEY
 from ingest.sources.kinds import KINDS
@@ -31,6 +32,7 @@ MARK: Final = "@"
 that of the node which an option told."""
 
 _ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar", ".csv.gz", ".csv.zst", ".csv")
+_COMPARED: Final = [*(kind for kind, of in KINDS.items() if of.is_anonymous or of.is_of_node), "sacct"]
 _NOUN: Final = {"node": "nodes", "nvidia_smi": "series", "smi_query": "GPUs", "smi_dmon": "GPUs"}
 
 
@@ -101,19 +103,28 @@ class _Search:
 
     def __init__(self, spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: pl.DataFrame) -> None:
         self._spec = spec
-        self._inputs = inputs
-        self._live = live
-        self._fresh = fresh
+        compared = inputs.filter(pl.col("kind").is_in(_COMPARED)).sort("name")
+        columns = ("size", "checksum", "rows_in", "name")
+        self._known = {known[-1]: Known(*known) for known in compared.select(columns).iter_rows()}
+        self._rows_out = dict(compared.select("name", "rows_out").iter_rows())
+        self._names: defaultdict[str, list[str]] = defaultdict(list)
+        self._of_content: defaultdict[tuple[str, int, str], list[str]] = defaultdict(list)
+        for kind, name in compared.select("kind", "name").iter_rows():
+            self._names[kind].append(name)
+            self._of_content[kind, *_content_of(self._known[name])].append(name)
+        self._live = FilePieces(live, self._known)
+        self._fresh = FilePieces(fresh, {record.name for record in spec.records if record.kind in _COMPARED})
+        self._samples = fresh.filter(pl.col("table") == "gpu_samples")
+        self._taken = set(inputs["name"])
         self._at_hand = _names_at_hand(spec)
         self.found = Succession()
 
     def add(self, record: FileRecord) -> None:
         """Find out what one file that is no log of a node succeeds."""
-        kind, name = record.kind, record.name
-        known = self._names_of(kind)
+        known = self._names[record.kind]
         if not known:
             return
-        now = find_extent(self._fresh, [name], kind)
+        now = self._now(record)
         shared = [one for one in known if meets(self._told(one, record, now), now)]
         if not shared:
             self._set_apart(record)
@@ -123,7 +134,7 @@ class _Search:
 
     def add_logs(self, records: Sequence[FileRecord]) -> None:
         """Find out what logs of nodes succeed: each itself before others, and none that is itself at hand unchanged."""
-        left = [record for record in records if self._names_of(record.kind)]
+        left = [record for record in records if self._names[record.kind]]
         for step in (self._take_same, self._take_self, self._take_others, self._hold):
             left = [record for record in left if not step(record)]
         for record in left:
@@ -131,9 +142,9 @@ class _Search:
 
     def _take_same(self, record: FileRecord) -> bool:
         """Let a log that was read with other options before take its own place."""
-        same = [one for one in self._free(record.kind) if _is_content_of(record, self._known(one))]
+        same = self._free(self._of_content[record.kind, *_content_of(record)])
         if same:
-            is_free = record.name not in {*self._inputs["name"], *self.found.names.values()}
+            is_free = record.name not in self._taken and record.name not in self.found.names.values()
             self._settle(record, [record.name] if record.name in same else same[:1])
             if is_free:
                 self.found.names[record.name] = record.name
@@ -142,7 +153,7 @@ class _Search:
     def _take_self(self, record: FileRecord) -> bool:
         """Let a log that has all rows of the one of its name take its place, and theirs whose rows it has as well."""
         name = record.name
-        if name not in self._names_of(record.kind) or name in self._gone or not self._meets(record, name):
+        if name not in self._names[record.kind] or self._is_gone(name) or not self._meets(record, name):
             return False
         if self._loss(record, [name], is_strict=name in self._at_hand) is not None:  # another file has its old rows
             return False
@@ -178,22 +189,24 @@ class _Search:
 
     def _met(self, record: FileRecord) -> list[str]:
         """Return the logs of the lake with which a log has a time in common and whose places it may take."""
-        return [one for one in self._free(record.kind) if self._meets(record, one)]
+        here = self._live.names_on(self._now(record)["node"].cast(pl.String)) | {record.name}
+        free = self._free(sorted(here.intersection(self._names[record.kind])))
+        return [one for one in free if self._meets(record, one)]
 
     def _meets(self, record: FileRecord, known: str) -> bool:
-        now = find_extent(self._fresh, [record.name], record.kind)
+        now = self._now(record)
         return meets(self._told(known, record, now), now)
 
-    def _free(self, kind: str) -> list[str]:
+    def _now(self, record: FileRecord) -> pl.DataFrame:
+        """Return what a file tells of that was read."""
+        return find_extent(self._fresh.of(record.name, record.kind), record.kind)
+
+    def _free(self, names: Sequence[str]) -> list[str]:
         """Return the logs of the lake whose places a log may take: no other has taken them, none is itself at hand."""
-        return [one for one in self._names_of(kind) if one not in self._gone | self._at_hand]
+        return [one for one in names if one not in self._at_hand and not self._is_gone(one)]
 
-    @property
-    def _gone(self) -> set[str]:
-        return self.found.succeeded | set(self.found.held)
-
-    def _names_of(self, kind: str) -> list[str]:
-        return self._inputs.filter(pl.col("kind") == kind)["name"].sort().to_list()
+    def _is_gone(self, name: str) -> bool:
+        return name in self.found.succeeded or name in self.found.held
 
     def _settle(self, record: FileRecord, shared: list[str], why: tuple[str, str] | None = None) -> None:
         """Note that a file takes the places of others under the name of one, or that it is refused."""
@@ -207,27 +220,21 @@ class _Search:
     def _set_apart(self, record: FileRecord) -> None:
         """Give a file a name that no other has."""
         base = record.name if KINDS[record.kind].is_of_node else record.name.partition(MARK)[0]
-        taken = {*self._inputs["name"], *self.found.names.values()}
+        taken = {*self._taken, *self.found.names.values()}
         self.found.names[record.name] = _free_name(base, self._spec.source_name, taken)
 
     def compare(self, record: FileRecord) -> None:
         """Hold a file that is known by its name, and may become shorter, where jobs of it are gone."""
-        now = find_extent(self._fresh, [record.name], record.kind)
-        why = None if self._spec.force else self._lost_keys(record, now, [record.name])
+        why = None if self._spec.force else self._lost_keys(record, self._now(record), [record.name])
         if why is not None:
             self.found.held[record.name] = Held(*why, record.name, record.name)
-
-    def _known(self, name: str) -> Known:
-        """Return what the lake remembers of a file."""
-        columns = ("size", "checksum", "rows_in", "name")
-        return Known(*self._inputs.filter(pl.col("name") == name).select(columns).row(0))
 
     def _told(self, name: str, record: FileRecord, now: pl.DataFrame) -> pl.DataFrame:
         """Return what a file of the lake tells of, a log as if it had been read with the options of ``record``.
 
         A log whose rows are joined with those of others tells of all their time.
         """
-        old = find_extent(self._live, [name], record.kind)
+        old = find_extent(self._live.of(name, record.kind), record.kind)
         if not KINDS[record.kind].is_of_node or not now.height:
             return old
         old = self._on_node(old, name, record, now)
@@ -235,14 +242,14 @@ class _Search:
 
     def _on_node(self, old: pl.DataFrame, name: str, record: FileRecord, now: pl.DataFrame) -> pl.DataFrame:
         """Return what the log of a file's own name told, of the node that an option tells now."""
-        theirs, ours = (_options_of(checksum) for checksum in (self._known(name).checksum, record.checksum))
+        theirs, ours = (_options_of(checksum) for checksum in (self._known[name].checksum, record.checksum))
         if name != record.name or theirs.node == ours.node or not now.height:
             return old
         return old.with_columns(node=pl.lit(now["node"][0], old.schema["node"]))
 
     def _placed(self, column: str, name: str, record: FileRecord) -> pl.Expr:
         """Return the times of a log of the lake, read in the zone that is told now."""
-        theirs, ours = (_options_of(checksum) for checksum in (self._known(name).checksum, record.checksum))
+        theirs, ours = (_options_of(checksum) for checksum in (self._known[name].checksum, record.checksum))
         same = theirs.time_zone == ours.time_zone
         return pl.col(column) if same else _in_zone(pl.col(column), theirs, ours)
 
@@ -255,18 +262,17 @@ class _Search:
         ----------
         is_strict : no other log has their rows, not even those that are joined with others'
         """
-        every = self._fresh.filter(pl.col("table") == KINDS[record.kind].table)
-        new = of_files(every, [record.name], record.kind)
+        new = self._fresh.of(record.name, record.kind)
         come = {one.name for one in self._spec.records if one.is_taken} | self.found.succeeded
         counted = []
         for name in shared:
-            old = self._on_node(of_files(self._live, [name], record.kind), name, record, new)
+            old = self._on_node(self._live.of(name, record.kind), name, record, new)
             placed = self._placed("time", name, record)
             is_own = pl.lit(is_strict) | are_of(shared)
             others = ~are_of([*shared, *(come - self._at_hand)])
             waits = others if name == record.name else has_some(self._at_hand)
             counted.append(count_found(old.filter(is_own), new, placed))
-            counted.append(count_found(old.filter(~is_own & ~waits), every, placed))
+            counted.append(count_found(old.filter(~is_own & ~waits), self._samples, placed))
         told = pl.concat(counted)
         lost = told.filter(pl.col("found") < pl.col("rows")).select(SERIES_KEY).unique().sort(SERIES_KEY)
         why = _keys_lost(lost, told.select(SERIES_KEY).n_unique(), record.kind) if lost.height else None
@@ -279,11 +285,10 @@ class _Search:
         return _keys_lost(lost, old.height, record.kind) if lost.height else None
 
     def _fewer(self, record: FileRecord, shared: list[str]) -> tuple[str, str] | None:
-        known = [self._known(name) for name in shared]
+        known = [self._known[name] for name in shared]
         if len(known) == 1 and record.size < known[0].size:
             return "shrunken", f"{record.size} bytes, {known[0].size} before"
-        out = self._inputs.filter(pl.col("name").is_in(shared))["rows_out"].sum()
-        rows = known[0].rows_in if len(known) == 1 else int(out)
+        rows = known[0].rows_in if len(known) == 1 else sum(self._rows_out[name] for name in shared)
         if record.rows_in < rows and (len(known) > 1 or KINDS[record.kind].is_of_node):
             return "shrunken", f"{record.rows_in} rows, {rows} before"
         return None
@@ -305,9 +310,9 @@ def _names_at_hand(spec: CommitSpec) -> set[str]:
     return (unchanged - again) | (refused - {record.name for record in spec.records if record.is_taken})
 
 
-def _is_content_of(record: FileRecord, known: Known) -> bool:
-    """Return whether a file has the very content of one that the lake has, perhaps read with other options."""
-    return record.size == known.size and record.checksum.partition("~")[0] == known.checksum.partition("~")[0]
+def _content_of(file: FileRecord | Known) -> tuple[int, str]:
+    """Return what is the same for two files of one content, with whatever options they are read."""
+    return file.size, file.checksum.partition("~")[0]
 
 
 def _options_of(checksum: str) -> SmiOptions:

@@ -16,6 +16,7 @@ from app.progress import byte_bar
 from app.runners import open_runner, with_runner
 from app.settings import load, with_lake
 from ingest.cluster_name import check_cluster_name
+from ingest.errors import LakeError
 from ingest.quality import REASONS, is_defect
 from ingest.units import BYTES_PER_MIB
 
@@ -164,7 +165,21 @@ def ingest(
     if report.partial:
         defects = ", ".join(f"{code} {n:,}" for code, n in report.reasons.items() if is_defect(code))
         click.echo(f"partly done ({defects}); `jobwatt lake reasons --lake {root}` says where and why", err=True)
+    if report.generation:
+        _say_lost(root)
+    if report.partial:
         click.get_current_context().exit(PARTLY_DONE)
+
+
+def _say_lost(root: Path) -> None:
+    """Fail where files of the lake are missing or cut."""
+    with open_lake(root) as filled:
+        lost = filled.find_lost()
+    if lost:
+        raise LakeError(
+            f"{root} has lost rows that count as unchanged: {len(lost):,} of its files are missing or cut, as "
+            f"{lost[0]}; put them back, or ingest all sources into a new lake"
+        )
 
 
 @lake.command()

@@ -113,7 +113,7 @@ SPOOL_KINDS: Final[dict[str, FileKind]] = {
             _GPU_COLUMNS,
             SUPERCLOUD_KINDS["gpu"].types,
             frozenset({"time_epoch_s", "gpu_index", "node"}),
-            SUPERCLOUD_KINDS["gpu"].finish,
+            SUPERCLOUD_KINDS["nvidia_smi"].finish,
             optional=GPU_OPTIONAL_COLUMN_MAP,
             is_named=True,
         ),

@@ -181,6 +181,13 @@ def _finish_gpu(frame: pl.DataFrame, context: Context) -> Finished:
     return Finished(frame.with_columns(columns).drop(own, strict=False), counts)
 
 
+def _finish_gpu_rows(frame: pl.DataFrame, context: Context) -> Finished:
+    """Finish samples that name their job, or none: of an idle GPU, or where there is no such column."""
+    if "job_id" not in frame.columns:
+        frame = frame.with_columns(job_id=pl.lit(None, pl.Int64))
+    return _finish_gpu(frame, context)
+
+
 def _finish_cpu(frame: pl.DataFrame, context: Context) -> Finished:
     return Finished(frame.with_columns(_time_columns(frame)).drop("time_epoch_s", strict=False))
 
@@ -301,10 +308,10 @@ SUPERCLOUD_KINDS: Final[dict[str, FileKind]] = {
         FileKind(
             "nvidia_smi",
             "gpu_samples",
-            GPU_COLUMN_MAP,
+            GPU_COLUMN_MAP | {"id_job": "job_id"},
             _GPU_TYPES,
             frozenset({"time_epoch_s", "gpu_index", "node"}),
-            _finish_gpu,
+            _finish_gpu_rows,
             optional=GPU_OPTIONAL_COLUMN_MAP | KEY_COLUMN_MAP,
             ignored=_GPU_IGNORED,
         ),

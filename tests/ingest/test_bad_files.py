@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from ingest import scan, tasks
+from ingest.collectors.spool import HEADERS
 from ingest.errors import SourceError
 from ingest.records import IngestPlan, PlanSpec
 from ingest.sources import delimited, inflate
@@ -28,6 +29,7 @@ from tests.small_sources import (
     take_twice,
     write,
 )
+from tests.spool_files import gpu_cells, make_spool, write_segment
 
 NAMES = HEADER.split(",")
 ROWS = [gpu_row(i, 100 + i) for i in range(3)]
@@ -50,6 +52,25 @@ def test_a_column_that_is_not_there_is_null_and_counted(tmp_path):
     assert taken.powers() == [(0.0, None), (1.0, None), (2.0, None)]
     assert taken.counted() == {("missing_column", "power_draw_W"): 1}
     assert taken.report.partial
+
+
+def test_samples_of_all_jobs_in_a_file_that_names_no_job_are_those_of_none(tmp_path):
+    header = "Node,timestamp,gpu_index,power_draw_W"
+    write(tmp_path, "in/nvidia_smi.csv", lines(header, f"n1,{START_S},0,100", f"n1,{START_S + 1},0,101"))
+    taken = take_twice(tmp_path / "in", tmp_path / "lake")
+    assert taken.rows("gpu_samples", "power_w", "job_id") == [(100.0, None), (101.0, None)]
+    assert taken.counted()["missing_column", "id_job"] == 1
+
+
+def test_a_segment_of_a_spool_that_names_no_job_has_samples_of_none(tmp_path):
+    root = make_spool(tmp_path / "spool")
+    path = write_segment(root, "gpu", 1, [gpu_cells(i, 101) for i in range(3)])
+    at = HEADERS["gpu"].split(",").index("job_id")
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text(lines(*(",".join(row[:at] + row[at + 1 :]) for row in rows)))
+    taken = take_twice(root, tmp_path / "lake")
+    assert taken.rows("gpu_samples", "job_id") == [(None,)] * 3
+    assert taken.counted()["missing_column", "job_id"] == 1
 
 
 @pytest.mark.parametrize("needed", ["timestamp", "gpu_index"])

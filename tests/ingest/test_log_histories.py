@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest import succession
+from ingest.extent import meets
 from ingest.records import SmiOptions
 from tests.small_sources import Taken, lines, take, write
 
@@ -111,6 +113,19 @@ def live_through(root: Path, seed: int, rounds: int) -> None:
         assert all(taken.report.reasons.get(record.reason) for record in refused), why
         assert force or before <= now, f"{sorted(before - now)} went; {why}"
         before = now
+
+
+def test_a_log_is_compared_with_those_of_its_own_node_alone(tmp_path, monkeypatch):
+    nodes, compared = 8, []
+    for halves in ([0, 2, 4], [0, 2, 4, 6]):
+        for node in range(nodes):
+            write(tmp_path / "logs", f"nvidia-smi-n{node}.csv", log(halves))
+        with monkeypatch.context() as patch:
+            patch.setattr(succession, "meets", lambda old, now: compared.append(old) or meets(old, now))
+            taken = take(tmp_path / "logs", tmp_path / "lake", smi=ZONE)
+    assert taken.report.rows_out == taken.report.rows_replaced + nodes == 4 * nodes
+    assert all(old["node"].n_unique() == 1 for old in compared)
+    assert nodes <= len(compared) <= 2 * nodes
 
 
 @pytest.mark.parametrize("seed", range(3))

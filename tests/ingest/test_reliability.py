@@ -433,3 +433,9 @@ def test_a_lake_that_is_a_file_is_one_clear_line(below, case, tmp_path, capfd):
     assert run(["lake", "ingest", str(case.archive), "--lake", str(file / below), "--workers", "1"]) in (1, 2)
     assert f"{file / below}" in capfd.readouterr().err
     assert file.read_text() == "kept"
+
+
+def test_a_place_where_no_folder_can_be_made_is_not_taken_for_a_lake_that_is_being_written(case):
+    with pytest.raises(LakeError, match=r"^/proc/jobwatt-lake: no folder can be made there ") as caught:
+        ingest(str(case.archive), Path("/proc/jobwatt-lake"), runner=SerialRunner())
+    assert not isinstance(caught.value, LakeBusyError)

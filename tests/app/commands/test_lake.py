@@ -87,6 +87,15 @@ def test_a_sound_lake_checks_with_code_0_and_a_damaged_one_with_code_1_and_the_f
     assert part.name in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda part: part.write_bytes(part.read_bytes()[:-100])])
+def test_rows_of_a_part_that_was_lost_are_not_passed_over_as_unchanged(archive, capfd, spoil):
+    ingest(capfd, str(archive))
+    part = next(Path("lake/gpu_samples").rglob("*.parquet"))
+    spoil(part)
+    assert run(["lake", "ingest", str(archive), "--lake", "lake", "--workers", "1"]) == 1
+    assert f"1 of its files are missing or cut, as {part.relative_to('lake')};" in capfd.readouterr().err
+
+
 def test_a_progress_bar_is_shown_on_standard_error_where_it_is_asked_for(archive, capfd):
     ingest(capfd, str(archive))
     code = run(["lake", "ingest", str(archive), "--lake", "lake2", "--workers", "1", "--progress", "--format", "json"])
