@@ -17,9 +17,13 @@ from ingest.collectors.snapshots import KEYS, write_hours
 from ingest.collectors.spool import HEADERS
 from ingest.follow import Follower, FollowPlan, Round
 from ingest.lake import Lake
+from ingest.manifest import NO_PART
+from ingest.old_snapshots import find_removable
 from ingest.pipeline import ingest as ingest_once
+from ingest.removal import Removal
 from ingest.runner import SerialRunner
 from ingest.sources.sacct_files import FORMAT
+from ingest.sources.spool_files import is_segment
 from tests.lakes import in_order
 from tests.spool_files import NODE, START_S, gpu_cells, make_spool, write_segment
 
@@ -87,9 +91,10 @@ def stamps(names: Iterable[str], folder: str) -> list[str]:
     return [name for name in names if name.startswith(f"{folder}/")]
 
 
-@pytest.fixture
-def month(tmp_path: Path) -> Site:
-    site = Site(tmp_path)
+@pytest.fixture(scope="module")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Forty days that went by; what the tests do to them changes nothing."""
+    site = Site(tmp_path_factory.mktemp("month"))
     for number in range(DAYS):
         site.day(number)
     return site
@@ -203,13 +208,22 @@ def test_an_old_file_that_cannot_be_taken_and_others_than_collectors_write_stay(
     assert 9 in site.rows("jobs")["job_id"].to_list()
 
 
-@pytest.mark.parametrize("where", ["unlink", "sync_folder"])
+@pytest.mark.parametrize("where", ["after the note", "after the removal"])
 def test_a_follower_that_is_killed_around_the_removal_loses_nothing(where, tmp_path, monkeypatch):
     class KilledError(BaseException):
         pass
 
-    def die(*_: object, **__: object) -> None:
-        raise KilledError
+    note = Removal._note
+
+    def die_noting(removal: Removal) -> str:
+        done = note(removal)
+        if any(not is_segment(name) for name in removal.names):
+            raise KilledError
+        return done
+
+    def die_removing(folder: Path) -> None:
+        if folder.name != "events":
+            raise KilledError
 
     site = Site(tmp_path, keep_days=2)
     site.day(0)
@@ -221,9 +235,13 @@ def test_a_follower_that_is_killed_around_the_removal_loses_nothing(where, tmp_p
     old = [name for name in site.files() if f"{datetime.fromtimestamp(MIDNIGHT_S, UTC):%Y%m%dT}" in name]
     assert len(old) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(*((Path, "unlink") if where == "unlink" else ("ingest.removal.sync_folder",)), die)
+        if where == "after the note":
+            patch.setattr(Removal, "_note", die_noting)
+        else:
+            patch.setattr("ingest.removal.sync_folder", die_removing)
         with pytest.raises(KilledError):
             site.follower.round()
+    assert {*old} <= {*site.files()} if where == "after the note" else not {*old} & {*site.files()}
     site.hour(MIDNIGHT_S + 12 * HOUR_S)  # a collector that is asked for all of it again
     site.start_follower()
     write_segment(site.spool, "node", 1, [[NODE, site.now_s, "0:3|", 0.0005, 1.5, 90_000, None, None, None]])
@@ -247,3 +265,16 @@ def test_a_collector_that_was_away_for_long_still_knows_since_when(tmp_path):
         site.round()
     assert len(stamps(site.files(), "jobs")) == 1
     assert Snapshots(site.spool).newest_s is not None
+
+
+def test_a_snapshot_stays_while_the_lake_has_samples_of_it_or_would_have_to_read_it_again():
+    pieces = pl.DataFrame(
+        {
+            "input": ["a\nb", "c", "d"],
+            "table": ["node_samples", "gpu_samples", "gpu_samples"],
+            "part": ["node.parquet", "gpu.parquet", NO_PART],
+        }
+    )
+    assert find_removable({"a", "c", "d"}, pieces, gone=()) == {"d"}
+    assert find_removable({"a", "b", "c", "d"}, pieces, gone=()) == {"a", "b", "d"}
+    assert find_removable({"a", "c", "d"}, pieces, gone={"b"}) == {"a", "d"}
