@@ -1,6 +1,7 @@
 """A spool followed into a lake: round by round what is new is taken, and then removed from the spool.
 
-A round is safe to be killed at any moment: segments are removed only after the commit that took them; their names are
+Segments go at once, snapshots when they are older than what is kept (`ingest.old_snapshots`). A round is safe to be
+killed at any moment: files are removed only after the commit that took them; their names are
 noted in the spool before that (see `ingest.removal`), and forgotten by the lake with a later commit; until then it
 knows them, so that one that was not removed yet is not taken twice.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +35,8 @@ from ingest.feature_commit import small_pairs
 from ingest.head import HEAD, MANIFEST, read_head
 from ingest.lag import newest_sample, snapshot_nodes
 from ingest.maintenance import MERGED, SMALL_ROWS, maintain
+from ingest.manifest import read_pieces_of
+from ingest.old_snapshots import OldSnapshots, State
 from ingest.pipeline import IngestReport, ingest
 from ingest.removal import Removal
 from ingest.retention import BelievedTime
@@ -59,7 +62,8 @@ SLEWED_S: Final = 10.0
 class FollowPlan:
     """What is followed into which lake, how often, and what is kept.
 
-    ``keep_s``: samples of GPUs and processes that are older go (None: all stay); whole days, so up to a day longer.
+    ``keep_s``: samples of GPUs and processes that are older go, and snapshots with them (None: all stay); whole days,
+    so up to a day longer.
     ``compact_after``: so many small parts of a table are merged.
     """
 
@@ -187,7 +191,7 @@ class Follower:
         self._snapshot_nodes: set[str] = set()
         self._wall, self._monotonic = wall, monotonic
         self._runner = runner if runner is not None else SerialRunner()
-        self._removal = Removal(plan.spool)
+        self._removal, self._snapshots = Removal(plan.spool), OldSnapshots(plan.spool)
         self._nodes = {node for name in sorted(self._removal.names) if (node := node_of(name))}
         self._node = ""
         self._time = BelievedTime(plan.spool / BELIEVED, self._newest_s, wall=wall, monotonic=monotonic)
@@ -213,6 +217,8 @@ class Follower:
         close_left_open(plan.spool)
         known = self._removal.names
         removed = {name for name in known if not (plan.spool / name).exists()}
+        # by what the lake has dropped already
+        old = self._snapshots.find(self._kept_from) if self._kept_from is not None else {}
         report = ingest(
             *(str(plan.spool), plan.lake),
             cluster=plan.cluster,
@@ -232,6 +238,7 @@ class Follower:
         foreign = [r for r in taken if r.name not in self._own and r.is_taken]
         self._own -= {r.name for r in taken}
         merged, dropped = self._look_after()
+        unnoted = self._remove_old(old, report) or unnoted
         lag_s, ahead_s = self._lag_s()
         return Round(
             rows=sum(r.rows_out for r in foreign),
@@ -255,6 +262,16 @@ class Follower:
     def _remove(self, names: Iterable[str]) -> str:
         """Remove segments that are in the lake; return what the spool's disk refused of that."""
         return self._removal.remove(names)
+
+    def _remove_old(self, old: Mapping[str, State], report: IngestReport) -> str:
+        """Remove old snapshots that the lake has as they are; return what the spool's disk refused of that."""
+        settled = {r.name for r in report.records if r.is_taken or r.status == "unchanged"}
+        mine = {name: state for name, state in old.items() if name in settled}
+        if not mine or self._kept_from is None:
+            return ""
+        lake = self._plan.lake
+        pieces = read_pieces_of(lake, read_head(lake), self._plan.cluster, ("input", "table", "part"))
+        return self._snapshots.remove(mine, pieces, self._kept_from, self._removal)
 
     # -- the lake ------------------------------------------------------------------------------------------------------
 

@@ -93,8 +93,9 @@ def give_way(spec: CommitSpec, inputs: pl.DataFrame, live: pl.DataFrame, fresh: 
 def find_doubled(collected: pl.DataFrame, known: pl.DataFrame) -> dict[CountKey, int]:
     """Return the rows of collectors' pieces that meet the time of another run of a collector on their GPU, by file.
 
-    Of segments that the lake has forgotten nobody knows of which run they are: they are another one's than those of a
-    run whose first segment comes now, and are compared with those alone.
+    Of segments that the lake has forgotten nobody knows of which run they are. They count as a run of their own: the
+    segments of one run follow each other in time (unless its clock was set back), so what meets a forgotten one is
+    another run's.
 
     Parameters
     ----------
@@ -102,31 +103,23 @@ def find_doubled(collected: pl.DataFrame, known: pl.DataFrame) -> dict[CountKey,
     """
     if not collected.height:
         return {}
-    begun = {_run(name) for entry in collected["input"].unique() for name in entry.split(SEPARATOR) if _is_first(name)}
-    is_known = ~pl.col("input").str.split(SEPARATOR).list.contains(FORGOTTEN)
-    told = known if begun else known.filter(is_known)
-    runs = {entry: _run(entry) for entry in (*collected["input"].unique(), *told["input"].unique())}
+    runs = {entry: _run(entry) for entry in (*collected["input"].unique(), *known["input"].unique())}
     run = pl.col("input").replace_strict(runs, return_dtype=pl.String)
     columns = ["part", "row_start", "rows", "input", "gaps", "run", *_DEVICE, "first_time", "last_time"]
-    come, there = (frame.with_columns(run=run).select(columns) for frame in (collected, told))
+    come, there = (frame.with_columns(run=run).select(columns) for frame in (collected, known))
     twice = [come.clear()]
     for device, here in pl.concat([come, there]).partition_by(_DEVICE, as_dict=True).items():
         if here["run"].n_unique() > 1:
             mine = come.filter(*(pl.col(name) == value for name, value in zip(_DEVICE, device, strict=True)))
-            twice.append(_meeting(mine, here, begun))
+            twice.append(_meeting(mine, here))
     found = Counter[CountKey]()
     for entry, rows in pl.concat(twice).select("input", "rows").sort("input").iter_rows():
         found[entry.split(SEPARATOR)[0], None, DOUBLED, ""] += rows
     return dict(found)
 
 
-def _meeting(pieces: pl.DataFrame, here: pl.DataFrame, begun: set[str]) -> pl.DataFrame:
-    """Return the pieces of one GPU that meet what another of its runs covers, by more than a second.
-
-    Parameters
-    ----------
-    begun : the runs that are certain to be others than those of forgotten segments
-    """
+def _meeting(pieces: pl.DataFrame, here: pl.DataFrame) -> pl.DataFrame:
+    """Return the pieces of one GPU that meet what another of its runs covers, by more than a second."""
     second = pl.duration(seconds=1)
     covered = pl.concat(
         cover(_without_gaps(of_run)).select(other=pl.lit(run, pl.String), after=pl.col("first") + second, last="last")
@@ -134,15 +127,11 @@ def _meeting(pieces: pl.DataFrame, here: pl.DataFrame, begun: set[str]) -> pl.Da
     )
     stretches = _without_gaps(pieces, ["part", "row_start", "run"])
     long = stretches.filter(pl.col("last_time") - pl.col("first_time") > second)
-    met = (
-        long.with_columns(until=pl.col("first_time") + second)
-        .join_where(
-            covered.filter(pl.col("last") > pl.col("after")),
-            pl.col("last_time") > pl.col("after"),
-            pl.col("until") < pl.col("last"),
-            pl.col("run") != pl.col("other"),
-        )
-        .filter((pl.col("other") != FORGOTTEN) | pl.col("run").is_in(list(begun)))
+    met = long.with_columns(until=pl.col("first_time") + second).join_where(
+        covered.filter(pl.col("last") > pl.col("after")),
+        pl.col("last_time") > pl.col("after"),
+        pl.col("until") < pl.col("last"),
+        pl.col("run") != pl.col("other"),
     )
     return pieces.join(met, on=["part", "row_start"], how="semi")
 
@@ -153,11 +142,6 @@ def _run(entry: str) -> str:
     if FORGOTTEN in names:
         return FORGOTTEN
     return ",".join(sorted({name.rpartition("-")[0].rpartition("/")[2] for name in names}))
-
-
-def _is_first(name: str) -> bool:
-    """Return whether a segment is the first one of its run."""
-    return name.rpartition("-")[2].partition(".")[0].lstrip("0") == "1"
 
 
 def cover(pieces: pl.DataFrame) -> pl.DataFrame:

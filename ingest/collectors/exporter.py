@@ -154,14 +154,16 @@ def serve(service: Service, address: str) -> Iterator[int]:
         from prometheus_client.core import CollectorRegistry
     except ImportError as error:
         raise HardwareError(
-            "prometheus-client is not installed; install it, or collect without --prometheus"
+            "prometheus-client is not installed; install it, or collect without --prometheus",
+            reason="no_prometheus_client",
         ) from error
     registry = CollectorRegistry()
     registry.register(ServiceCollector(service))
     try:
         server = make_server(host, port, make_wsgi_app(registry), _server_class(host), _SilentHandler)
     except OSError as error:
-        raise HardwareError(f"nothing can listen at {host}:{port} ({error.strerror}); give another address") from error
+        why = f"nothing can listen at {host}:{port} ({error.strerror}); give another address"
+        raise HardwareError(why, reason="cannot_listen") from error
     # the usual two looks a second for the end would be a good part of what a collector at 1 Hz may cost
     thread = threading.Thread(target=server.serve_forever, args=(60.0,), name="exporter", daemon=True)
     thread.start()

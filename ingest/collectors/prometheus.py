@@ -26,7 +26,7 @@ from ingest.collectors.prometheus_metrics import (
     node_rows,
     without_name,
 )
-from ingest.collectors.snapshots import HOUR_S, complete, sole_writer, write_hours
+from ingest.collectors.snapshots import HOUR_S, complete, first_hour, sole_writer, write_hours
 from ingest.collectors.spool import on_disk, prepare
 
 MAX_POINTS: Final = 10_000
@@ -37,6 +37,11 @@ LATE_S: Final = 120.0
 
 HIDDEN_SHARE: Final = 0.1
 """Of more samples than this share not taken, the report says so."""
+
+REMOVED: Final = (
+    "hours that a follower removed from the spool, since they are older than what is kept, are not asked for again; "
+    "another spool takes them"
+)
 
 _HOUR_MS = HOUR_S * 1000
 _LATEST_S = 4_102_444_800
@@ -186,12 +191,15 @@ class _Collection:
     def _take(self, preset: str, metrics: Sequence[str], window: tuple[int, int], step_ms: int) -> None:
         """Write the rows of one preset in [start, end) ms of one hour."""
         start_ms, end_ms = window
-        kind = "node" if preset == "node" else "gpu"
+        kind, source = "node" if preset == "node" else "gpu", f"{self._api.source}-{preset}"
+        if start_ms // _HOUR_MS < first_hour(self._spool, kind, source):
+            self._remarks[REMOVED] = None
+            return
         rows: Rows = {}
         for begin_ms, stop_ms in _spans(start_ms - 2 * step_ms, end_ms + step_ms, step_ms):
             rows = complete(rows, self._gather(preset, metrics, begin_ms, stop_ms, step_ms))
         inside = {key: cells for key, cells in rows.items() if start_ms <= round(float(key[-1]) * 1000) < end_ms}
-        self._files.update(write_hours(self._spool, kind, f"{self._api.source}-{preset}", inside))
+        self._files.update(write_hours(self._spool, kind, source, inside))
         self._rows += len(inside)
         self._count(metrics[0], window)
 

@@ -20,7 +20,7 @@ from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.family import end_family
 from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
 from ingest.collectors.replay import ReplayBackend, read_recording
-from ingest.collectors.run_ids import choose, remember
+from ingest.collectors.run_ids import RunId, choose, remember
 from ingest.collectors.service import Plan, Service, check_intervals
 from ingest.collectors.signals import ending_on_signals
 from ingest.collectors.spool import HEADERS, Spool, default_node, row, write_whole
@@ -142,7 +142,7 @@ def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequ
             else:
                 mine = visible_gpus(os.environ, devices)
                 notices += () if mine or service.gpu is None else (_no_gpu(os.environ, devices),)
-            end = _run(service, run.job_id, None if run.is_labelled else label, command, mine)
+            end = _run(service, run, label, command, mine)
             if run.is_slurms:
                 remember(run.job_id, label, options.spool)
             else:
@@ -196,14 +196,16 @@ class _End:
     problem: str = ""
 
 
-def _run(service: Service, job_id: int, label: str | None, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
+def _run(service: Service, run: RunId, label: str, command: Sequence[str], gpus: tuple[int, ...]) -> _End:
     """Run a command as a job; what ends the service ends the command, but a collector's failure does not."""
+    job_id = run.job_id
     started_s = steady_time()
     child = subprocess.Popen(command, env={**os.environ, "JOBWATT_JOB_ID": str(job_id)})
     try:
         service.begin_job(job_id, child.pid, gpus)
-        if label is not None:
-            service.label(job_id, label)
+        is_written = run.is_labelled or service.label(job_id, label)
+        if run.is_slurms and is_written:  # at once: a run that is killed has no end
+            remember(job_id, label, service.spool.root)
     except Exception:
         end_family(child.pid, 0.0)
         child.wait()

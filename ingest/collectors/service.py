@@ -19,7 +19,7 @@ from ingest.collectors.hardware import GpuBackend
 from ingest.collectors.node import RAPL_EVERY_S, NodeCollector
 from ingest.collectors.process import ProcessCollector
 from ingest.collectors.schedule import ClockWatch, Events, ticks
-from ingest.collectors.spool import SYNC_S, Spool, row
+from ingest.collectors.spool import HEADERS, SYNC_S, Spool, row, write_whole
 from ingest.errors import JobwattError, SpoolError
 
 LEAST_INTERVAL_S: Final = 0.001
@@ -202,9 +202,16 @@ class Service:
         """Whether a collector failed, which ends them all."""
         return any(worker.failure is not None for worker in self._workers)
 
-    def label(self, job_id: int, name: str) -> None:
-        """Write what a job is."""
-        self.spool.append("labels", row((job_id, name)))
+    def label(self, job_id: int, name: str) -> bool:
+        """Write what a job is; return whether it is on the disk, where else the next `Spool.sync` is to bring it."""
+        line, folder = row((job_id, name)), self.spool.root / "labels"
+        try:
+            folder.mkdir(exist_ok=True)
+            write_whole(folder / self.spool.next_name(), f"{HEADERS['labels']}\n{line}")
+        except OSError:
+            self.spool.append("labels", line)
+            return False
+        return True
 
     def stop(self) -> None:
         """End every collector, close every segment, and raise what a collector failed with."""

@@ -2,7 +2,8 @@
 
 SPOOL/jobs/<cluster>-<day>.sacct.txt has all attempts of the jobs that were first submitted on that day (UTC). It is
 rewritten whole, under another name first, when one of them changed; a row goes only when a newer one of the same
-attempt comes. Jobs that had not ended when this collector was last seen are asked for by their number.
+attempt comes. Jobs that had not ended when this collector was last seen are asked for by their number. A day that a
+follower removed is not written again for the jobs that it had.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
+from ingest.collectors.removed import read_removed
 from ingest.collectors.sacct_command import Cells, Sacct
+from ingest.collectors.snapshots import changing
 from ingest.collectors.spool import on_disk, prepare, write_whole
 from ingest.errors import JobwattError, SourceError
 from ingest.sources.sacct_files import FORMAT
@@ -57,15 +60,15 @@ class Snapshots:
     """The snapshots of one spool."""
 
     def __init__(self, spool: Path) -> None:
-        self._folder = spool / "jobs"
+        self._spool, self._folder = spool, spool / "jobs"
         self._last: dict[tuple[str, Key], int] = {}
         self._open: dict[str, dict[int, str]] = {}
         self.newest_s: float | None = None
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
-            cluster, day = _parse_name(path)
+            cluster, day = parse_name(path)
             if cluster:
-                self._note_open(cluster, day, _read(path).values())
-                self.newest_s = max(self.newest_s or 0.0, path.stat().st_mtime)
+                self._note_open(cluster, day, read_snapshot(path).values())
+                self.newest_s = max(self.newest_s or 0.0, path.stat().st_mtime)  # a follower leaves the newest one
 
     @property
     def open_jobs(self) -> list[int]:
@@ -86,16 +89,27 @@ class Snapshots:
         changed, written = 0, []
         for (cluster, day), new in sorted(by_file.items()):
             path = self._folder / f"{_safe(cluster)}-{day}{SUFFIX}"
-            old = _read(path) if path.exists() else {}
-            n = sum(old.get(key) != _whole(row) for key, row in new.items())
-            both = {**old, **{key: _whole(row) for key, row in new.items()}}
-            if n:
-                _write(path, [both[key] for key in sorted(both)])
-                written.append(path.name)
-                changed += n
+            with changing(self._spool):
+                told = {key: _whole(row) for key, row in new.items()}
+                old = read_snapshot(path) if path.exists() else {}
+                new_here = told if old else self._without_removed(path, told)
+                n = sum(old.get(key) != row for key, row in new_here.items())
+                both = {**old, **new_here}
+                if n:
+                    _write(path, [both[key] for key in sorted(both)])
+                    written.append(path.name)
+                    changed += n
             self._note_open(cluster, day, both.values())
         self._last = seen
         return changed, tuple(written)
+
+    def _without_removed(self, path: Path, rows: dict[Key, Cells]) -> dict[Key, Cells]:
+        """Return the rows of a day that is not there, but for those that it had when a follower removed it."""
+        until_s = read_removed(self._spool).days.get(f"{self._folder.name}/{path.name}")
+        if until_s is None:
+            return rows
+        ended = {key for key, row in rows.items() if row["End"].isdigit() and 0 < int(row["End"]) < until_s}
+        return {key: row for key, row in rows.items() if key not in ended}
 
     def forget(self, jobs: Iterable[int]) -> None:
         """No longer follow jobs that Slurm does not know any more."""
@@ -104,16 +118,35 @@ class Snapshots:
                 known.pop(job, None)
 
     def _note_open(self, cluster: str, day: str, rows: Iterable[Cells]) -> None:
-        last: dict[int, tuple[str, str]] = {}
-        for row in rows:
-            job, submit = _key(row)
-            last[job] = max(last.get(job, ("", "")), (submit, row["State"]))
         known = self._open.setdefault(cluster, {})
-        for job, (_, state) in last.items():
-            if state.partition(" ")[0] in _ENDED:
+        for job, has_ended in _ended(rows).items():
+            if has_ended:
                 known.pop(job, None)
             else:
                 known[job] = day
+
+
+def _ended(rows: Iterable[Cells]) -> dict[int, bool]:
+    """Return of each job whether it has ended, by its last attempt."""
+    last: dict[int, tuple[str, str]] = {}
+    for row in rows:
+        job, submit = _key(row)
+        last[job] = max(last.get(job, ("", "")), (submit, row["State"]))
+    return {job: state.partition(" ")[0] in _ENDED for job, (_, state) in last.items()}
+
+
+def last_end_s(rows: Iterable[Cells]) -> float | None:
+    """Return when the last of some attempts ended, in epoch seconds; None while a job goes on, or where none can tell.
+
+    >>> row = {"JobIDRaw": "7", "Submit": "1", "State": "COMPLETED", "End": "9"}
+    >>> last_end_s([row]), last_end_s([row, {**row, "Submit": "2", "State": "RUNNING", "End": "Unknown"}])
+    (9.0, None)
+    """
+    attempts = list(rows)
+    ends = [row["End"] for row in attempts]
+    if not attempts or not all(_ended(attempts).values()) or not all(end.isdigit() for end in ends):
+        return None
+    return float(max(map(int, ends)))
 
 
 def _key(row: Cells) -> Key:
@@ -138,13 +171,13 @@ def _safe(cluster: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", cluster)
 
 
-def _parse_name(path: Path) -> tuple[str, str]:
+def parse_name(path: Path) -> tuple[str, str]:
     """Return cluster and day of a snapshot's name; ('', '') where it is none of ours."""
     match = re.match(rf"^(.+)-(\d{{4}}-\d\d-\d\d){re.escape(SUFFIX)}$", path.name)
     return (match[1], match[2]) if match else ("", "")
 
 
-def _read(path: Path) -> dict[Key, Cells]:
+def read_snapshot(path: Path) -> dict[Key, Cells]:
     """Return the attempts of a snapshot."""
     lines = path.read_text("utf-8").split("\n")[:-1]
     names = lines[0].split("|") if lines else []

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from ingest.collectors.removed import read_removed
 from ingest.collectors.spool import HEADERS, on_disk, write_whole
 from ingest.errors import SpoolBusyError, SpoolError
 
 HOUR_S: Final = 3600
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {"gpu": ("node", "gpu_index", "timestamp"), "node": ("Node", "Time")}
 """Kind to the columns that tell its rows apart, the time last."""
+
+CHANGING: Final = ".snapshots.lock"
+_NAME = re.compile(r"^(?P<source>(?:gpu|node)/prometheus-.+)-(?P<hour>\d{8}T\d{2}Z)\.csv$")
 
 
 @contextmanager
@@ -42,10 +47,56 @@ def sole_writer(root: Path, source: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def changing(root: Path) -> Iterator[None]:
+    """Hold the right to change snapshots, hourly or daily: a collector writes one, or a follower removes some.
+
+    Each has it for a moment, so that nothing is removed that was completed meanwhile.
+    """
+    path = root / CHANGING
+    with on_disk(root):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except PermissionError:  # another user's, which can be held all the same
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with on_disk(root):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def source_name(kind: str, source: str) -> str:
+    """Return a source of snapshots as `parse_name` tells it.
+
+    >>> source_name("gpu", "site-dcgm")
+    'gpu/prometheus-site-dcgm'
+    """
+    return f"{kind}/prometheus-{source}"
+
+
+def parse_name(name: str) -> tuple[str, int] | None:
+    """Return source and hour (since 1970) of an hourly snapshot by its name below the spool; None for other files.
+
+    >>> parse_name("gpu/prometheus-site-dcgm-19700102T01Z.csv"), parse_name("gpu/prometheus-mine.csv")
+    (('gpu/prometheus-site-dcgm', 25), None)
+    """
+    found = _NAME.match(name)
+    if found is None:
+        return None
+    try:
+        begin = datetime.strptime(found["hour"], "%Y%m%dT%HZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return found["source"], int(begin.timestamp()) // HOUR_S
+
+
 def write_hours(root: Path, kind: str, source: str, rows: Mapping[tuple[str, ...], list[str]]) -> list[Path]:
     """Merge rows into the files of their hours, and return the files that changed.
 
     A cell that has a value replaces one that has not, or an older one; a row or value that is not there now stays.
+    Hours that a follower removed are left out: the lake has had them.
 
     Raises
     ------
@@ -58,13 +109,21 @@ def write_hours(root: Path, kind: str, source: str, rows: Mapping[tuple[str, ...
     changed = []
     for hour, found in sorted(hours.items()):
         stamp = datetime.fromtimestamp(hour * HOUR_S, UTC).strftime("%Y%m%dT%HZ")
-        path = root / kind / f"prometheus-{source}-{stamp}.csv"
-        before = read_rows(path, kind)
-        merged = complete(before, found)
-        if merged != before:
-            _write(path, kind, merged)
-            changed.append(path)
+        path = root / f"{source_name(kind, source)}-{stamp}.csv"
+        with changing(root):
+            if hour < first_hour(root, kind, source):
+                continue
+            before = read_rows(path, kind)
+            merged = complete(before, found)
+            if merged != before:
+                _write(path, kind, merged)
+                changed.append(path)
     return changed
+
+
+def first_hour(root: Path, kind: str, source: str) -> int:
+    """Return the first hour (since 1970) of a source that no follower has removed."""
+    return read_removed(root).hours.get(source_name(kind, source), 0)
 
 
 def complete(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +21,7 @@ import pytest
 from app.cli import DATA_PROBLEM, OK, PARTLY_DONE, USAGE, run
 from ingest.collectors import prometheus, prometheus_api, snapshots
 from ingest.collectors.prometheus_api import Access, PrometheusApi, PrometheusError, TooMuchError
+from ingest.removal import Removal
 
 SECRET = "s3cret-token"
 HOUR_S = 1_795_400_000 // 3600 * 3600
@@ -327,6 +329,24 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_hours_before_it_stay(tm
     assert "no space left (No space left on device); " in said
     assert said.endswith(" [disk_full]\n")
     assert list(hours(tmp_path).values()) == [60]
+
+
+def test_hours_that_a_follower_removed_are_neither_asked_for_nor_written_again(tmp_path):
+    def starts(asked: list[str]) -> list[float]:
+        queries = [parse_qs(urlsplit(path).query) for path in asked]
+        return [float(query["start"][0]) for query in queries if query["query"][0].startswith("timestamp")]
+
+    with server(two_hours) as (url, asked):
+        api = PrometheusApi(url)
+        prometheus.collect(api, tmp_path, HOUR_S, HOUR_S + 3 * 3600)
+        assert min(starts(asked)) < HOUR_S
+        first, second, _ = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("gpu/*.csv"))
+        Removal(tmp_path).remove([first, second], keep_from=datetime.fromtimestamp(HOUR_S + 7200, UTC))
+        asked.clear()
+        again = prometheus.collect(api, tmp_path, HOUR_S, HOUR_S + 4 * 3600)
+    assert (again.problem, again.files_changed, again.remarks) == ("", 1, (prometheus.REMOVED,))
+    assert min(starts(asked)) > HOUR_S + 7000
+    assert list(hours(tmp_path).values()) == [60, 60]
 
 
 def test_a_server_that_is_down_from_the_start_is_a_data_problem(tmp_path, monkeypatch, capsys):

@@ -315,6 +315,22 @@ def test_two_labels_of_a_slurm_job_both_come_into_the_lake(tmp_path):
     assert sorted(labels["label"]) == ["a", "b"]
 
 
+def test_a_label_of_a_run_that_was_killed_is_known_to_the_next_one(tmp_path):
+    spool = tmp_path / "spool"
+    words = [*command(spool, None, "--gpu-interval", "0", "--label", "a"), "--", "sleep", "60"]
+    process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "SLURM_JOB_ID": "4242"}, start_new_session=True)
+    try:
+        wait_for((spool / ".labelled-jobs.json").exists)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (said,) = run_labels(spool, "b", slurm_id="4242")
+    assert "is labelled 'a' in this spool already" in said
+    report = ingest(str(spool), tmp_path / "lake")
+    assert (report.rows_quarantined, report.files_refused) == (0, 0)
+    assert sorted(Lake(tmp_path / "lake").scan("labels").collect()["label"]) == ["a", "b"]
+
+
 def test_a_step_on_two_nodes_has_its_label_in_the_lake_once(tmp_path):
     reports = []
     for node in ("0", "1"):
