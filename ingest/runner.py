@@ -96,13 +96,13 @@ class PoolRunner(_Closing):
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            self._kill()
+            self.close()
             raise JobwattError(
                 "a worker process was killed (out of memory?); run it again, with fewer --workers if memory is short"
             ) from error
         finally:
             if len(futures) < len(specs) or not all(future.done() for future in futures):
-                self._kill()
+                self.close()
 
     def warm(self, task: Callable[[int], object]) -> None:
         """Start every worker on ``task``, which imports what later tasks need, and do not wait for it."""
@@ -119,17 +119,16 @@ class PoolRunner(_Closing):
                 )
             futures.extend(self._pool.submit(task, spec) for spec in specs)
 
-    def _kill(self) -> None:
-        """End the worker processes at once, whatever they are at; a later map starts new ones."""
+    def close(self) -> None:
+        """End the worker processes at once, whatever they are at; a later map starts new ones.
+
+        To take down what they imported would take its time.
+        """
         pool, self._pool = self._pool, None
         if pool is not None:
             for process in list((pool._processes or {}).values()):  # Python 3.14 calls it kill_workers()
                 process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def close(self) -> None:
-        """End the worker processes at once: none is at a task, and to take down what they imported takes its time."""
-        self._kill()
 
 
 class DaskRunner(_Closing):
