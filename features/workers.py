@@ -5,18 +5,14 @@ from __future__ import annotations
 
 def warm(set_name: str, worker: int) -> int:
     """Import what a task of this set needs, and load its kernels where they are compiled."""
-    import gc
-
     import features.extraction  # noqa: F401
     from features.kernel_cache import is_compiled
     from features.sets import find_set
     from features.warming import call_kernels
-    from ingest.memory import give_back_memory
+    from ingest.memory import settle
 
     made = find_set(set_name)
     if made.compiled and is_compiled(set_name):
         call_kernels(made)
-    gc.collect()
-    gc.freeze()  # what was imported stays, so that the collector need not look at it again and again
-    give_back_memory()
+    settle()
     return worker

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ingest.head import Head
-from ingest.memory import give_back_memory
+from ingest.memory import give_back_memory, settle
 from ingest.records import (
     CommitResult,
     CommitSpec,
@@ -20,13 +20,9 @@ from ingest.records import (
 
 def warm(worker: int) -> int:
     """Import what a scan needs, while the plan is being made elsewhere."""
-    import gc
-
     import ingest.scan  # noqa: F401
 
-    gc.collect()
-    gc.freeze()  # what was imported stays, so that the collector need not look at it again and again
-    give_back_memory()
+    settle()
     return worker
 
 
