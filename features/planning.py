@@ -84,7 +84,7 @@ def _plan(root: Path, folder: Path, variant: Variant, cluster: str, workers: int
     cpu = context.filter(pl.col("table") == "cpu_samples").with_columns(dropped=pl.lit(None, pl.Boolean))
     node_pieces = _write_node_pieces(folder, context.filter(pl.col("table") == "node_samples"))
     tasks = []
-    for number, keys in enumerate(_partitions(series, _most_windows(series, variant, workers), workers)):
+    for number, keys in enumerate(_partitions(series, _task_windows(series, variant, workers), workers)):
         mine = pl.concat(
             [
                 gpu.join(keys.select(*_KEY, "order"), on=_KEY).sort("order", "first_time").drop("order"),
@@ -156,14 +156,14 @@ def _series(gpu: pl.DataFrame, variant: Variant) -> pl.DataFrame:
     return in_order.with_row_index("order")
 
 
-def _most_windows(series: pl.DataFrame, variant: Variant, workers: int) -> tuple[int, int]:
-    """Return how many windows a task has, at most, unless one series has more; and how many one has at the end."""
+def _task_windows(series: pl.DataFrame, variant: Variant, workers: int) -> tuple[int, int]:
+    """Return how many windows a task has, at most, unless one series has more; and how many are worth one at least."""
     tasks, least = (WIDE_TASKS, WIDE_LEAST_WINDOWS) if variant.set.wide else (TASKS, LEAST_WINDOWS)
     windows = int(series["windows"].clip(1).sum())
     return min(max(windows // max(tasks, TASKS_PER_WORKER * workers), least), MOST_WINDOWS), least
 
 
-def _partitions(series: pl.DataFrame, limits: tuple[int, int], workers: int) -> Iterator[pl.DataFrame]:
+def _partitions(series: pl.DataFrame, task_windows: tuple[int, int], workers: int) -> Iterator[pl.DataFrame]:
     """Yield the series of each task: those of one part, of several small ones, or some of those of a large one.
 
     Of several workers' tasks the last ones are smaller, so that no worker waits long for another.
@@ -172,7 +172,7 @@ def _partitions(series: pl.DataFrame, limits: tuple[int, int], workers: int) -> 
         return
     weight = np.maximum(series["windows"].to_numpy(), 1)
     owner = series["owner"].to_list()
-    largest, least = limits
+    largest, least = task_windows
     begin = held = 0
     left = int(weight.sum())
     for row, windows in enumerate(weight.tolist()):

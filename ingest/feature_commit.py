@@ -50,7 +50,6 @@ MERGED_BYTES: Final = 16 << 20
 
 _KEY: Final = list(SERIES_KEY)
 _PLACE: Final = ["table", "part", "row_start", "rows"]
-_IS_FINAL: Final = pl.col("input") == FORGOTTEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,8 @@ def _differing(planned: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
     nodes, that meet in time hold what they held before if they have as many rows, from and to the same times.
     """
     gone = planned.join(now, on=_PLACE, how="anti").with_columns(comes=pl.lit(False), is_final=pl.lit(True))
-    come = now.join(planned, on=_PLACE, how="anti").with_columns(comes=pl.lit(True), is_final=_IS_FINAL).drop("input")
+    is_merged = pl.col("input") == FORGOTTEN
+    come = now.join(planned, on=_PLACE, how="anti").with_columns(comes=pl.lit(True), is_final=is_merged).drop("input")
     both = pl.concat([gone, come]).sort("table", *_KEY, "first_time")
     comes, first, last = pl.col("comes"), pl.col("first_time"), pl.col("last_time")
     starts = (first > last.cum_max().shift().over("table", *_KEY)).fill_null(True)
@@ -241,10 +241,8 @@ class Touched:
         context = pl.col("job_id").is_in(sorted(self.jobs))
         for first, last in _joined([(first - margin, last + margin) for first, last in self.spans]):
             context |= (pl.col("first_time") <= last) & (pl.col("last_time") >= first)
-        keys = self.series.select(_KEY).unique().with_columns(is_touched=pl.lit(True))
-        told = rows.join(keys, on=_KEY, how="left", maintain_order="left")
-        is_stale = pl.col("is_touched").fill_null(False) | (pl.col("has_context") & context)
-        return told.filter(~is_stale).drop("is_touched")
+        others = rows.join(self.series, on=_KEY, how="anti", maintain_order="left")
+        return others.filter(~(pl.col("has_context") & context))
 
 
 def _joined(spans: Sequence[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
