@@ -60,6 +60,17 @@ def gpu_cells(seconds: float, job_id: int | None, gpu: int = 0, **cells: object)
     return list({**usual, **cells}.values())
 
 
+def process_cells(job_id: int, seconds: float, util_pct: float) -> list[object]:
+    """One sample of the one process of a job's batch step."""
+    return [job_id, "batch", NODE, "0", 10, START_S + seconds, 2_000_000, 9.5, util_pct, 1024, 4096, 12, 0.5, 0.25]
+
+
+def node_cells(seconds: float, load: float = 1.5) -> list[object]:
+    """One sample of the node, which tells its load alone."""
+    usual = {"Time": f"{START_S + seconds:.6f}", "Node": NODE, "LoadAvg": load}
+    return [usual.get(name) for name in HEADERS["node"].split(",")]
+
+
 def device_cells(seconds: float, gpu: int = 0, **cells: object) -> list[object]:
     """One line of the inventory."""
     usual: Mapping[str, object] = {

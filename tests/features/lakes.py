@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from features.extract import ExtractReport, extract
 from features.variant import Variant
@@ -44,3 +47,16 @@ def run_extract(lake: Path, what: Variant | None = None, **options: object) -> E
     assert Lake(lake).check().problems == ()
     assert not (lake / "_extraction").exists()
     return report
+
+
+def after(number: int, real: Callable[..., Any], act: Callable[[], object]) -> Callable[..., Any]:
+    """Return what calls ``real``, and acts once after it was called for the n-th time."""
+    calls = count(1)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        if next(calls) == number:
+            act()
+        return found
+
+    return call

@@ -23,7 +23,7 @@ from ingest.parts import PartReader, read_part
 from ingest.schemas import CPU_SAMPLES, NODE_SAMPLES, TIME
 from tests.features.lakes import variant
 from tests.small_sources import take
-from tests.spool_files import START_S, gpu_cells, make_spool, write_segment
+from tests.spool_files import gpu_cells, make_spool, node_cells, write_segment
 
 BEGIN = datetime(2021, 1, 1, tzinfo=UTC)
 BEGIN_US = round(BEGIN.timestamp()) * 10**6
@@ -133,7 +133,7 @@ def test_a_task_needs_only_the_node_parts_near_its_series_and_has_no_list_of_its
     for number, second in enumerate((0, 5e5, 1e6, 2e6)):
         if number != 1:
             write_segment(spool, "gpu", number, [gpu_cells(second + i / 2, 7 + number) for i in range(21)])
-        write_segment(spool, "node", number, [["n1", START_S + second, "0:3|", 0.1, 1.5, 300_000_000, "7", 0, 100.0]])
+        write_segment(spool, "node", number, [node_cells(second)])
         take(spool, lake)
     tasks = plan(lake, tmp_path / "plan", variant("job"), Lake(lake).clusters[0], workers=1)
     assert len(tasks) == 3

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ingest.collectors.spool import HEADERS
 from ingest.follow import Follower, FollowPlan
 from ingest.lake import Lake
 from ingest.maintenance import maintain
@@ -17,7 +16,7 @@ from ingest.runner import SerialRunner
 from tests import spool_files
 from tests.features.lakes import make_lake, run_extract, variant
 from tests.small_sources import NODE_HEADER, START_S, lines, take, write
-from tests.spool_files import gpu_cells, make_spool, write_segment
+from tests.spool_files import gpu_cells, make_spool, node_cells, process_cells, write_segment
 
 
 @pytest.fixture(autouse=True)
@@ -97,16 +96,6 @@ def test_samples_replaced_by_as_many_of_the_same_times_have_all_made_again(tmp_p
 # -- a lake that is followed -------------------------------------------------------------------------------------------
 
 
-def node_cells(seconds: float, load: float) -> list[object]:
-    usual = {"Time": f"{spool_files.START_S + seconds:.6f}", "Node": spool_files.NODE, "LoadAvg": load}
-    return [usual.get(name) for name in HEADERS["node"].split(",")]
-
-
-def process_cells(job_id: int, seconds: float, util: float) -> list[object]:
-    time_s = spool_files.START_S + seconds
-    return [job_id, "batch", spool_files.NODE, "0", 10, time_s, 2_000_000, 9.5, util, 1024, 4096, 12, 0.5, 0.25]
-
-
 def follow(root: Path, rounds: range) -> Path:
     """A lake that took each round's segments: 10 s of the jobs 7 and 8, of their processes and of their node."""
     spool = make_spool(root / "spool")
@@ -161,18 +150,24 @@ def take_more(root: Path, kind: str, cells: list[object], number: int = 90) -> N
     assert [one.round().problem for _ in range(2)] == ["", ""]
 
 
-def test_a_late_row_between_others_with_which_it_is_merged_meanwhile_is_seen(tmp_path):
-    """Merged they are of the same times as before, but one row more."""
-    lake = follow(tmp_path, range(1, 4))
+def extract_while_a_row_is_merged(root: Path, rounds: range, seconds: float) -> int:
+    """Extract both jobs; after the second task a node's row comes, and is merged with others. Return how many tasks."""
+    lake = follow(root, rounds)
 
-    def bring_late() -> None:
-        take_more(tmp_path, "node", node_cells(20.0, 98.0))
+    def go_on() -> None:
+        take_more(root, "node", node_cells(seconds, 98.0))
         maintain(lake, "live", compact_after=1)
 
-    runner = After(bring_late, every=2)
+    runner = After(go_on, every=2)
     report = run_extract(lake, variant("job"), runner=runner)
-    assert (report.windows, report.series_changed, runner.tasks) == (2, 0, 4)
-    windows = Lake(lake).scan_features(variant("job").name).collect()
+    assert (report.windows, report.series_changed) == (2, 0)
+    return runner.tasks
+
+
+def test_a_late_row_between_others_with_which_it_is_merged_meanwhile_is_seen(tmp_path):
+    """Merged they are of the same times as before, but one row more."""
+    assert extract_while_a_row_is_merged(tmp_path, range(1, 4), 20.0) == 4
+    windows = Lake(tmp_path / "lake").scan_features(variant("job").name).collect()
     assert windows["load__mean"].to_list() == [(1 + 2 + 3 + 98) / 4] * 2
 
 
@@ -198,13 +193,5 @@ def test_as_many_rows_as_before_of_other_times_are_seen(tmp_path):
 
 
 def test_rows_of_another_time_throw_nothing_away_where_those_near_are_merged_meanwhile(tmp_path):
-    lake = follow(tmp_path, range(1, 5))
-
-    def go_on() -> None:
-        take_more(tmp_path, "node", node_cells(9e6, 98.0))
-        maintain(lake, "live", compact_after=1)
-
-    runner = After(go_on, every=2)
-    report = run_extract(lake, variant("job"), runner=runner)
-    assert (report.windows, report.series_changed, runner.tasks) == (2, 0, 2)
-    assert len(Lake(lake).paths("node_samples")) == 2  # one for each day
+    assert extract_while_a_row_is_merged(tmp_path, range(1, 5), 9e6) == 2
+    assert len(Lake(tmp_path / "lake").paths("node_samples")) == 2  # one for each day

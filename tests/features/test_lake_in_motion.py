@@ -18,7 +18,7 @@ from ingest.lake import Lake
 from ingest.maintenance import maintain
 from ingest.pipeline import ingest
 from ingest.runner import SerialRunner
-from tests.features.lakes import RATE, gpu_name, job_file, make_lake, run_extract, variant
+from tests.features.lakes import RATE, after, gpu_name, job_file, make_lake, run_extract, variant
 from tests.small_sources import CPU_HEADER, NODE_HEADER, START_S, lines, snapshot, take, write
 from tests.spool_files import START_S as SPOOL_START_S
 from tests.spool_files import gpu_cells, make_spool, write_segment
@@ -102,14 +102,8 @@ def test_what_runs_now_is_described_after_an_ingest_that_was_killed_and_nothing_
 
 def test_what_runs_now_is_described_while_an_ingest_puts_its_files_in_place(unfinished, monkeypatch):
     """No other generation comes of that: the files alone are elsewhere than they were a moment ago."""
-    real = features.live.with_paths
-
-    def find_then_move(root, head, pieces):
-        found = real(root, head, pieces)
-        finish_moves(root, read_head(root))
-        return found
-
-    monkeypatch.setattr("features.live.with_paths", find_then_move)
+    move = after(1, features.live.with_paths, lambda: finish_moves(unfinished, read_head(unfinished)))
+    monkeypatch.setattr("features.live.with_paths", move)
     assert sorted(live_features(unfinished, variant(), now_s=NOW_S).rows["job_id"]) == [101, 102, 103, 109]
 
 
@@ -132,16 +126,11 @@ def test_a_part_of_the_context_that_is_taken_away_before_it_is_read_is_found_aga
 
 
 def test_what_runs_now_has_the_context_that_an_ingest_replaced_in_this_moment(lake, monkeypatch):
-    real, acts = features.live.with_paths, [2.5]
+    def replace_context() -> None:
+        write_context(lake.parent / "source", 2.5)
+        take(lake.parent / "source", lake, cluster="one")
 
-    def find_then_replace(root, head, pieces):
-        found = real(root, head, pieces)
-        if acts:
-            write_context(lake.parent / "source", acts.pop())
-            take(lake.parent / "source", lake, cluster="one")
-        return found
-
-    monkeypatch.setattr("features.live.with_paths", find_then_replace)
+    monkeypatch.setattr("features.live.with_paths", after(1, features.live.with_paths, replace_context))
     found = live_features(lake, variant("job"), now_s=NOW_S).rows
     assert {found[name].max() for name in CONTEXT.values()} == {2.5}
 
@@ -165,19 +154,6 @@ def test_a_damaged_part_of_the_context_is_told_of_in_one_line(lake, table, how):
 
 
 # -- written while it is looked at -------------------------------------------------------------------------------------
-
-
-def after(number: int, real, act):
-    """Return what calls ``real``, and acts once after it was called for the n-th time."""
-    calls = iter(range(1, 100))
-
-    def call(*arguments, **options):
-        found = real(*arguments, **options)
-        if next(calls) == number:
-            act()
-        return found
-
-    return call
 
 
 @pytest.mark.parametrize("name", ["read_head", "Lake", "read_pieces_of"])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from app.cli import run
 from ingest.lake import Lake
 from ingest.maintenance import maintain
-from tests.features.lakes import gpu_name, job_file, make_lake, variant
+from tests.features.lakes import after, gpu_name, job_file, make_lake, variant
 from tests.small_sources import START_S, take, write
 from tests.spool_files import gpu_cells, make_spool, write_segment
 
@@ -59,15 +58,8 @@ def test_the_table_is_exported_whole_while_a_follower_merges_its_parts(lake, tmp
     monkeypatch.setattr("features.planning.LEAST_WINDOWS", 1)
     extract(lake)
     assert len(Lake(lake).paths("features")) == 3
-    scan_features, calls = Lake.scan_features, iter(range(10))
-
-    def scan_then_merge(*arguments: Any) -> pl.LazyFrame:
-        found = scan_features(*arguments)
-        if next(calls) == 1:  # the report has been made by then
-            maintain(lake, "one", compact_after=1)
-        return found
-
-    monkeypatch.setattr(Lake, "scan_features", scan_then_merge)
+    merge = after(2, Lake.scan_features, lambda: maintain(lake, "one", compact_after=1))
+    monkeypatch.setattr(Lake, "scan_features", merge)  # the report has been made by the second time
     assert extract(lake, "--out", str(tmp_path / "out.parquet")) == 0
     assert len(Lake(lake).paths("features")) == 1
     assert sorted(pl.read_parquet(tmp_path / "out.parquet")["job_id"]) == [101, 102, 103]
