@@ -116,6 +116,26 @@ def collect(options: Options) -> None:
         service.stopping.wait(options.duration_s)
 
 
+def check_run(label: str | None, command: Sequence[str], *, has_gpus: bool, has_duration: bool) -> None:
+    """Check that what was asked for is either a labelled run or collecting until stopped.
+
+    Raises
+    ------
+    ValueError
+        It is neither, or both.
+    """
+    if label is None:
+        if command or has_gpus:
+            raise ValueError("a COMMAND and --gpus need --label NAME, which says what it is")
+        return
+    if not command:
+        raise ValueError("--label needs the COMMAND that is to run, after --")
+    if not label.strip():
+        raise ValueError("the label is empty, so that nobody would know what ran; give --label NAME")
+    if has_duration:
+        raise ValueError("--duration is for collecting until stopped; a labelled run ends with its COMMAND")
+
+
 def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequence[int] | None = None) -> RunReport:
     """Collect while a command runs, under a job id of its own, and label it; inside a Slurm job as `run_ids` says.
 
@@ -336,15 +356,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     parser = _parser()
     told = parser.parse_args(words)
-    if told.label is None and (command or told.gpus is not None):
-        parser.error("a COMMAND and --gpus need --label NAME, which says what it is")
-    if told.label is not None and not command:
-        parser.error("--label needs the COMMAND that is to run, after --")
-    if told.label is not None and not told.label.strip():
-        parser.error("the label is empty, so that nobody would know what ran; give --label NAME")
     intervals = (told.gpu_interval, told.process_interval, told.node_interval)
     plan = Plan(*intervals, energy_interval_s=told.energy_interval, probe=told.probe)
     try:
+        check_run(told.label, command, has_gpus=told.gpus is not None, has_duration=told.duration is not None)
         check_intervals(plan)
     except ValueError as error:
         parser.error(str(error))

@@ -360,6 +360,7 @@ def test_a_slurm_job_number_that_is_none_is_no_slurm_job(tmp_path):
         (("--process-interval", "nan"), "no number"),
         (("--label", "x"), "--label needs the COMMAND"),
         (("--label", "", "--", "true"), "the label is empty"),
+        (("--label", "x", "--duration", "1", "--", "true"), "--duration is for collecting until stopped"),
     ],
 )
 def test_intervals_at_which_nothing_could_be_collected_are_refused_and_nothing_is_written(
