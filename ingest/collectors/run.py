@@ -18,7 +18,7 @@ from typing import Final
 from ingest.collectors.clock import steady_time
 from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.family import end_family
-from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
+from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend, calls_at
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.run_ids import RunId, choose, remember
 from ingest.collectors.service import Plan, Service, check_intervals
@@ -74,7 +74,7 @@ def open_backend(options: Options) -> GpuBackend | None:
         return None
     if options.replay is not None:
         return ReplayBackend(read_recording(options.replay))
-    return NvmlBackend()
+    return NvmlBackend(calls=calls_at(options.plan.gpu_interval_s))
 
 
 def say(line: str) -> None:
