@@ -157,11 +157,12 @@ def collect(
         raise click.UsageError("the label is empty, so that nobody would know what ran; give --label NAME.")
     if label is not None and duration is not None:
         raise click.UsageError("--duration is for collecting until stopped; a labelled run ends with its COMMAND.")
-    from ingest.collectors.run import Options
+    from ingest.collectors.run import Options, check_run
     from ingest.collectors.service import Plan, check_intervals
 
     plan = Plan(gpu_interval, process_interval, node_interval, energy_interval_s=energy_interval, probe=probe)
     try:
+        check_run(label, command, has_gpus=gpus is not None, has_duration=duration is not None)
         check_intervals(plan)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error

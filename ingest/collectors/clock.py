@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -36,9 +37,9 @@ class SteadyClock:
         with self._turn:
             now_s = self._monotonic()
             behind_s = self._wall() - now_s - self._offset_s
-            if abs(behind_s) <= SLEWED_S:
-                most_s = SLEW * (now_s - self._at_s)
-                behind_s = max(-most_s, min(most_s, behind_s))
+            most_s = SLEW * (now_s - self._at_s)
+            if most_s < abs(behind_s) <= SLEWED_S:
+                behind_s = math.copysign(most_s, behind_s)
             self._offset_s += behind_s
             self._at_s = now_s
             return now_s + self._offset_s

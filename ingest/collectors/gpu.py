@@ -162,9 +162,9 @@ class GpuCollector:
         """Append a job's row, as far as its time lets it; see `SeriesOrder`."""
         self._add_energy(index, job_id, reading, read_s)
         telling = self._order.place(index, job_id, reading.time_s)
-        if telling is Telling.NOT:
-            return
-        if telling is Telling.WITHOUT_COUNTER and reading.energy_mj is not None:
+        if telling is not Telling.WHOLE:
+            if telling is Telling.NOT:
+                return
             reading = reading._replace(energy_mj=None)
         if left_out := self._order.take_left_out(index, job_id):
             detail = f"GPU {index}: rows left out where the clock had been set back"

@@ -38,6 +38,9 @@ sample's other calls together. What each call costs is in ``tests/benchmarks/nvm
 and driver.
 """
 
+SELDOM_S: Final = 5.0
+"""How old answers of `CALLS` that are not asked for every sample may be at least, at one sample a second or fewer."""
+
 HOLD_NONE_S: Final = 1.0
 """A slow value that was not told is asked again after so long at most."""
 
@@ -45,6 +48,16 @@ NO_FIELDS: Final = (None, None)
 
 HELD_FIELDS: Final = {"time_s", "memory_temp_c", "memory_clock_mhz", "power_limit_w", "pcie_link_width"}
 """What a reading may have though the GPU answers nothing now."""
+
+
+def calls_at(interval_s: float) -> dict[str, float]:
+    """Return `CALLS` as they are made for a sample every ``interval_s``: for few samples, slow values are asked less.
+
+    >>> [calls_at(interval_s)["power_limit"] for interval_s in (0.1, 1.0)]
+    [2.0, 5.0]
+    """
+    least_s = SELDOM_S if interval_s >= 1 else 0.0
+    return {name: max(age_s, least_s) if age_s else 0.0 for name, age_s in CALLS.items()}
 
 
 class GpuReading(NamedTuple):
@@ -142,6 +155,8 @@ class NvmlBackend:
     ----------
     nvml
         The module ``pynvml``; imported here unless given.
+    calls
+        As `calls_at` returns them: how many seconds old the answer of each call may be.
     monotonic
         The clock that decides when a slow value is asked again.
 

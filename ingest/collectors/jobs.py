@@ -101,11 +101,10 @@ def job_cgroups(root: Path) -> Iterator[tuple[JobStep, Path]]:
 def _children(folder: Path, start: str = "", end: str = "") -> list[Path]:
     """Return what lies in a folder under such names; nothing where it is gone. A good part quicker than `Path.glob`."""
     try:
-        with os.scandir(folder) as found:
-            names = sorted(entry.name for entry in found)
+        names = os.listdir(folder)  # noqa: PTH208 (the quickest: a cgroup's folder holds many files)
     except OSError:
         return []
-    return [folder / name for name in names if name.startswith(start) and name.endswith(end)]
+    return [folder / name for name in sorted(names) if name.startswith(start) and name.endswith(end)]
 
 
 def process_ids(cgroup: Path) -> list[int]:

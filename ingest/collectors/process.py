@@ -347,7 +347,8 @@ class ProcessCollector:
     def _uptime_s(self) -> float:
         """Return the seconds since the machine started, the clock that processes' start times are in."""
         try:
-            return float((self.proc / "uptime").read_text("ascii").split()[0])
+            with open(f"{self.proc}/uptime", "rb") as file:  # noqa: PTH123
+                return float(file.read().split()[0])
         except (OSError, ValueError, IndexError) as error:
             raise HardwareError(f"{self.proc}/uptime cannot be read ({error}); is {self.proc} mounted?") from error
 

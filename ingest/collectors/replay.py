@@ -43,6 +43,8 @@ class ReplayBackend:
     spin_s
         CPU seconds that each call of `ingest.collectors.hardware.CALLS`, ``processes`` and ``describe`` burn, by name,
         as on real hardware.
+    calls
+        How often each is made, as `NvmlBackend` takes it.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ReplayBackend:
         *,
         gpus: int | None = None,
         spin_s: Mapping[str, float] | None = None,
+        calls: Mapping[str, float] = CALLS,
         wall: Callable[[], float] = steady_time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,10 +69,10 @@ class ReplayBackend:
         self._times = {
             index: [reading.time_s - self._first_s for reading in rows] for index, rows in self._series.items()
         }
-        self._spin_s = dict(spin_s or {})
-        self._spin_always_s = sum(self._spin_s.get(name, 0.0) for name, every_s in CALLS.items() if every_s == 0)
+        self._spin_s, self._calls = dict(spin_s or {}), calls
+        self._spin_always_s = sum(self._spin_s.get(name, 0.0) for name, every_s in calls.items() if every_s == 0)
         self._spin_always_s -= self._spin_s.get("energy", 0.0)
-        self._due_s = {index: {name: 0.0 for name, every_s in CALLS.items() if every_s > 0} for index in self._series}
+        self._due_s = {index: {name: 0.0 for name, every_s in calls.items() if every_s > 0} for index in self._series}
         self._next_due_s = dict.fromkeys(self._series, 0.0)
         self._energy_of_round_mj = {index: _energy_mj(rows) for index, rows in self._series.items()}
         self._wall, self._monotonic = wall, monotonic
@@ -128,7 +131,7 @@ class ReplayBackend:
             for name in [name for name in due_s if now_s >= due_s[name]]:
                 cost_s += self._spin_s.get(name, 0.0)
                 share = (1 + index) / 8 if due_s[name] == 0.0 else 1.0
-                due_s[name] = now_s + CALLS[name] * share - 0.005
+                due_s[name] = now_s + self._calls[name] * share - 0.005
             self._next_due_s[index] = min(due_s.values())
         spin(cost_s)
 

@@ -18,7 +18,7 @@ from typing import Final
 from ingest.collectors.clock import steady_time
 from ingest.collectors.energy import EnergyTwice
 from ingest.collectors.family import end_family
-from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend
+from ingest.collectors.hardware import GpuBackend, GpuDevice, NvmlBackend, calls_at
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.run_ids import RunId, choose, remember
 from ingest.collectors.service import Plan, Service, check_intervals
@@ -74,7 +74,7 @@ def open_backend(options: Options) -> GpuBackend | None:
         return None
     if options.replay is not None:
         return ReplayBackend(read_recording(options.replay))
-    return NvmlBackend()
+    return NvmlBackend(calls=calls_at(options.plan.gpu_interval_s))
 
 
 def say(line: str) -> None:
@@ -114,6 +114,26 @@ def collect(options: Options) -> None:
     """
     with collecting(options) as service:
         service.stopping.wait(options.duration_s)
+
+
+def check_run(label: str | None, command: Sequence[str], *, has_gpus: bool, has_duration: bool) -> None:
+    """Check that what was asked for is either a labelled run or collecting until stopped.
+
+    Raises
+    ------
+    ValueError
+        It is neither, or both.
+    """
+    if label is None:
+        if command or has_gpus:
+            raise ValueError("a COMMAND and --gpus need --label NAME, which says what it is")
+        return
+    if not command:
+        raise ValueError("--label needs the COMMAND that is to run, after --")
+    if not label.strip():
+        raise ValueError("the label is empty, so that nobody would know what ran; give --label NAME")
+    if has_duration:
+        raise ValueError("--duration is for collecting until stopped; a labelled run ends with its COMMAND")
 
 
 def collect_run(options: Options, label: str, command: Sequence[str], gpus: Sequence[int] | None = None) -> RunReport:
@@ -336,15 +356,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     parser = _parser()
     told = parser.parse_args(words)
-    if told.label is None and (command or told.gpus is not None):
-        parser.error("a COMMAND and --gpus need --label NAME, which says what it is")
-    if told.label is not None and not command:
-        parser.error("--label needs the COMMAND that is to run, after --")
-    if told.label is not None and not told.label.strip():
-        parser.error("the label is empty, so that nobody would know what ran; give --label NAME")
     intervals = (told.gpu_interval, told.process_interval, told.node_interval)
     plan = Plan(*intervals, energy_interval_s=told.energy_interval, probe=told.probe)
     try:
+        check_run(told.label, command, has_gpus=told.gpus is not None, has_duration=told.duration is not None)
         check_intervals(plan)
     except ValueError as error:
         parser.error(str(error))

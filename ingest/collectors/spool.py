@@ -31,7 +31,7 @@ FORMAT: Final = {"format": "jobwatt-spool", "version": 1}
 LOST_FOUND: Final = "lost+found"
 """What the root of a file system of its own has from the beginning."""
 
-SYNC_S: Final = 2.5
+SYNC_S: Final = 3.0
 """How often the collector hands its rows to the disk; a ``kill -9`` loses no more than that and what a sync takes."""
 
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -112,7 +112,7 @@ def run_round(hz: float, seconds: float, costs: dict[str, float]) -> dict[str, f
     import pynvml  # noqa: F401 (what a collector with real GPUs has in memory)
 
     from ingest.collectors.exporter import serve
-    from ingest.collectors.hardware import GpuReading
+    from ingest.collectors.hardware import GpuReading, calls_at
     from ingest.collectors.replay import ReplayBackend
     from ingest.collectors.service import Plan, Service, resident_mib
     from ingest.collectors.spool import Spool
@@ -138,7 +138,7 @@ def run_round(hz: float, seconds: float, costs: dict[str, float]) -> dict[str, f
         for i in range(600)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        backend = ReplayBackend({0: readings}, gpus=GPUS, spin_s=costs)
+        backend = ReplayBackend({0: readings}, gpus=GPUS, spin_s=costs, calls=calls_at(1 / hz))
         service = Service(Spool(Path(folder) / "spool", "bench"), backend, Plan(gpu_interval_s=1 / hz))
         with service, serve(service, "127.0.0.1:0"):
             time.sleep(2)

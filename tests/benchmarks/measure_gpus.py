@@ -20,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if (ROOT / "ingest" / "collectors").is_dir() and str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from ingest.collectors.hardware import NvmlBackend  # noqa: E402 (its folder is looked for first)
+from ingest.collectors.hardware import NvmlBackend, calls_at  # noqa: E402 (its folder is looked for first)
 from ingest.collectors.service import Plan, Service, resident_mib  # noqa: E402
 from ingest.collectors.spool import Spool  # noqa: E402
 
@@ -42,7 +43,8 @@ def run_collector(hz: float, seconds: float) -> dict[str, float]:
     """Return what the service costs in this process (CPU share in %, memory in MiB), its ticks in time and missed."""
     with tempfile.TemporaryDirectory() as folder:
         spool = Path(folder) / "spool"
-        service = Service(Spool(spool, "bench"), NvmlBackend(), Plan(gpu_interval_s=1 / hz))
+        backend = NvmlBackend(calls=calls_at(1 / hz))
+        service = Service(Spool(spool, "bench"), backend, Plan(gpu_interval_s=1 / hz))
         with service:
             time.sleep(SETTLE_S)
             cpu_s, wall_s = time.process_time(), time.monotonic()
@@ -94,15 +96,15 @@ def loaded() -> Iterator[None]:
                 one @ one
             torch.cuda.synchronize(index)
 
-    threads = [threading.Thread(target=multiply, args=(index,)) for index in range(torch.cuda.device_count())]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
+    gpus = range(torch.cuda.device_count())
+    with ThreadPoolExecutor(len(gpus)) as threads:
+        running = [threads.submit(multiply, index) for index in gpus]
+        try:
+            yield
+        finally:
+            stopping.set()
+        for each in running:
+            each.result()  # a GPU that was not loaded is a failure
 
 
 def run_load(seconds: float) -> list[tuple[int, float, float]]:
@@ -125,13 +127,17 @@ def main() -> None:
     """Measure, print, and with --csv write the rows that BENCHMARKS.md shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0, help="length of each round (default: 120)")
-    parser.add_argument("--load-seconds", type=float, default=32.0, help="length of the steady load (default: 32)")
+    parser.add_argument(
+        "--load-seconds", type=float, default=32.0, help="length of the steady load (default: 32; 0: none)"
+    )
     parser.add_argument("--csv", type=Path, help="write rows there")
     parser.add_argument("--one", type=float, help=argparse.SUPPRESS)  # a round at so many Hz, in this process
     told = parser.parse_args()
     if told.one:
         print(json.dumps(run_collector(told.one, told.seconds)))
         return
+    if told.load_seconds > 0:
+        import torch  # noqa: F401 (where it is missing, that is told before minutes are spent)
     source, rows = describe_machine(), []
     units = {"cpu_pct": "%", "resident_mib": "MiB", "in_time_pct": "%", "missed": "ticks"}
     for hz in (10.0, 1.0):
@@ -141,11 +147,17 @@ def main() -> None:
         rows += [
             (name, f"{hz:g}", f"{told.seconds:g}", "", f"{found[name]:.4g}", units[name], source) for name in found
         ]
-    for index, gap_pct, covered_s in run_load(told.load_seconds):
+        write_rows(told.csv, rows)
+    for index, gap_pct, covered_s in run_load(told.load_seconds) if told.load_seconds > 0 else ():
         print(f"GPU {index}: integral less counter {gap_pct:+.3f} % over {covered_s:.1f} s", flush=True)
         rows.append(("energy_gap_pct", "10", f"{covered_s:.1f}", str(index), f"{gap_pct:.4g}", "%", source))
-    if told.csv is not None:
-        with told.csv.open("w", encoding="utf-8", newline="") as file:
+    write_rows(told.csv, rows)
+
+
+def write_rows(path: Path | None, rows: Iterable[tuple[str, ...]]) -> None:
+    """Write what was measured so far; nothing without a path."""
+    if path is not None:
+        with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 

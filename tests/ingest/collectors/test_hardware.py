@@ -8,7 +8,7 @@ from pathlib import Path
 import pynvml as nv
 import pytest
 
-from ingest.collectors.hardware import CALLS, GpuReading, NvmlBackend
+from ingest.collectors.hardware import CALLS, GpuReading, NvmlBackend, calls_at
 from ingest.errors import GpuLostError, HardwareError
 from tests.nvml_driver import H200, PlayedDriver
 
@@ -312,11 +312,16 @@ def test_a_field_is_read_by_its_kind_and_pynvml_agrees(driver, kind, raw, value)
 
 def test_the_readme_says_how_often_slow_values_are_asked():
     said = re.search(
-        r"Memory temperature and the limit are asked every (\S+) s, the memory clock every (\S+) s, "
+        r"Memory temperature and the limit are asked every (\S+) s \(every (\S+) s at one reading a second or fewer\), "
+        r"the memory clock every (\S+) s, "
         r"PCIe width once a minute; between, the last value stands",
         README.read_text("utf-8"),
     )
     assert said is not None, "the README's sentence on slow values is worded anew: word it anew here"
-    seldom_s, clock_s = map(float, said.groups())
-    slow = {"memory_temperature": seldom_s, "power_limit": seldom_s, "memory_clock": clock_s, "pcie_width": 60.0}
+    often_s, seldom_s, clock_s = map(float, said.groups())
+    slow = {"memory_temperature": often_s, "power_limit": often_s, "memory_clock": clock_s, "pcie_width": 60.0}
     assert {name: age_s for name, age_s in CALLS.items() if age_s} == slow
+    assert calls_at(0.999) == CALLS
+    for interval_s in (1.0, 60.0):
+        slower = {**slow, "memory_temperature": seldom_s, "power_limit": seldom_s}
+        assert {name: age_s for name, age_s in calls_at(interval_s).items() if age_s} == slower

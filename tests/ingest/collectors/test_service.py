@@ -18,7 +18,7 @@ from ingest.collectors import run
 from ingest.collectors.replay import ReplayBackend, read_recording
 from ingest.collectors.run import Options, collect_run, report_lines
 from ingest.collectors.service import Plan, Service
-from ingest.collectors.spool import Spool
+from ingest.collectors.spool import SYNC_S, Spool
 from ingest.errors import HardwareError, SpoolError
 from ingest.lake import Lake
 from ingest.pipeline import ingest
@@ -105,7 +105,7 @@ def test_twenty_kills_lose_at_most_five_seconds_each_and_never_break_the_spool(t
         with running(command(spool, recording, "--gpu-interval", "0.02", "--process-interval", "0.5")) as process:
             began = {path.name for path in spool.glob("gpu/*")}
             wait_for(lambda began=began: has_begun(spool, began))
-            time.sleep(0.13 * number)
+            time.sleep(SYNC_S * number / 20)
             process.kill()
             process.wait()
             killed_s.append(time.time())
@@ -360,6 +360,7 @@ def test_a_slurm_job_number_that_is_none_is_no_slurm_job(tmp_path):
         (("--process-interval", "nan"), "no number"),
         (("--label", "x"), "--label needs the COMMAND"),
         (("--label", "", "--", "true"), "the label is empty"),
+        (("--label", "x", "--duration", "1", "--", "true"), "--duration is for collecting until stopped"),
     ],
 )
 def test_intervals_at_which_nothing_could_be_collected_are_refused_and_nothing_is_written(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.collectors.spool import HEADERS, Lock, check_node, default_node, is_spool, recover, row, write_whole
+from ingest.collectors.spool import HEADERS, SYNC_S, Lock, check_node, default_node, is_spool, recover, row, write_whole
 from ingest.errors import SpoolBusyError, SpoolError
 from tests.clocks import Clocks
 from tests.spools import open_spool, read_rows
@@ -288,3 +288,8 @@ def test_the_root_of_a_file_system_of_its_own_can_be_a_spool(tmp_path):
     (tmp_path / "lost+found").mkdir(mode=0o700)
     open_spool(tmp_path).close()
     assert is_spool(tmp_path)
+
+
+def test_the_readme_says_how_often_rows_are_synced():
+    readme = " ".join((Path(__file__).parents[3] / "README.md").read_text("utf-8").split())
+    assert f"Rows are synced to disk every {SYNC_S:g} s" in readme
