@@ -121,11 +121,6 @@ def _count_in(values: IntArray, times: IntArray) -> int:
     return int(np.count_nonzero(times[at[inside]] == values[inside]))
 
 
-def has_some(names: Collection[str]) -> pl.Expr:
-    """Return an expression: whether a piece has rows of any of these files."""
-    return pl.col("input").str.split(SEPARATOR).list.set_intersection(list(names)).list.len() > 0
-
-
 def are_of(names: Sequence[str]) -> pl.Expr:
     """Return an expression: whether a piece has rows of these files alone."""
     return pl.col("input").str.split(SEPARATOR).list.set_difference(list(names)).list.len() == 0
