@@ -114,7 +114,7 @@ def ingest(
     keep_samples: float | None,
     compact_after: int,
 ) -> None:
-    """Ingest PATH into a lake: a folder, a .tar, .tar.gz, .tar.zst, a single file, or a URL such as s3://bucket/prefix.
+    """Ingest PATH into a lake: a folder, a .tar, .tar.gz, .tar.zst, a URL such as s3://bucket/prefix, or a single file.
 
     The layout is detected. What cannot be taken goes to the table `quarantine` with its reason, and the exit code is 3.
     Ingesting the same again changes nothing; a file that has grown replaces its old rows. With --follow PATH is the
