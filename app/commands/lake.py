@@ -166,12 +166,12 @@ def ingest(
         defects = ", ".join(f"{code} {n:,}" for code, n in report.reasons.items() if is_defect(code))
         click.echo(f"partly done ({defects}); `jobwatt lake reasons --lake {root}` says where and why", err=True)
     if report.generation:
-        _say_lost(root)
+        _require_whole(root)
     if report.partial:
         click.get_current_context().exit(PARTLY_DONE)
 
 
-def _say_lost(root: Path) -> None:
+def _require_whole(root: Path) -> None:
     """Fail where files of the lake are missing or cut."""
     with open_lake(root) as filled:
         lost = filled.find_lost()
