@@ -13,7 +13,7 @@ from ingest import batches
 from ingest.checksum import join_blocks
 from ingest.errors import SourceError
 from ingest.reading import PIECE_BYTES, Source, cut_pieces
-from ingest.records import FileRecord, ScanFile, refusal
+from ingest.records import FileRecord, ScanFile, as_known, refusal
 from ingest.schemas import JOBS, TIME
 from ingest.sources import sacct, slurm_log
 from ingest.sources.delimited import BOM, iter_chunks
@@ -96,8 +96,7 @@ def _unchanged(file: ScanFile, source: Source) -> FileRecord | None:
     known = file.known
     if known is None or known.size != source.hash.size or known.checksum != join_blocks(source.hash.blocks()):
         return None
-    record = FileRecord(file.name, file.kind, "unchanged", known.size, known.checksum)
-    return replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
+    return as_known(known, file.kind, file.name)
 
 
 def _parse_pieces(table: Table, chunks: Iterator[bytes]) -> Iterator[Parsed]:

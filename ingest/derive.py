@@ -11,11 +11,11 @@ import polars as pl
 from ingest.records import CountKey, FileRecord
 from ingest.reference import gpu_types, type_of
 from ingest.rollup import join_pieces, summarise_jobs
-from ingest.schemas import DEVICES, QUALITY
+from ingest.schemas import DEVICE_KEY, DEVICES, QUALITY
 
 OUTSIDE_TOLERANCE_S: Final = 60
 _SAMPLE_KINDS = frozenset({"gpu", "gpu_extended", "nvidia_smi", "smi_query", "smi_dmon", "cpu", "node"})
-_DEVICE: Final = ["node", "gpu_index"]
+_DEVICE: Final = list(DEVICE_KEY)
 
 
 @dataclass(frozen=True, slots=True)

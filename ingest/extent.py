@@ -10,11 +10,11 @@ import polars as pl
 
 from ingest.parts import PartReader
 from ingest.reconcile import SEPARATOR
-from ingest.schemas import SERIES_KEY, TIME
+from ingest.schemas import DEVICE_KEY, SERIES_KEY, TIME
 from ingest.sources.kinds import KINDS
-from ingest.summaries import IntArray
+from ingest.summaries import IntArray, whole_numbers
 
-_DEVICE: Final = ["node", "gpu_index"]
+_DEVICE: Final = list(DEVICE_KEY)
 _NO_TIME: Final = np.empty(0, np.int64)
 
 
@@ -111,7 +111,7 @@ def count_found(old: pl.DataFrame, new: pl.DataFrame, placed: pl.Expr) -> pl.Dat
 
 
 def _micros(times: pl.Series) -> IntArray:
-    return times.drop_nulls().to_physical().to_numpy()
+    return whole_numbers(times.drop_nulls())
 
 
 def _count_in(values: IntArray, times: IntArray) -> int:
@@ -119,11 +119,6 @@ def _count_in(values: IntArray, times: IntArray) -> int:
     at = np.searchsorted(times, values)
     inside = at < len(times)
     return int(np.count_nonzero(times[at[inside]] == values[inside]))
-
-
-def has_some(names: Collection[str]) -> pl.Expr:
-    """Return an expression: whether a piece has rows of any of these files."""
-    return pl.col("input").str.split(SEPARATOR).list.set_intersection(list(names)).list.len() > 0
 
 
 def are_of(names: Sequence[str]) -> pl.Expr:

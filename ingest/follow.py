@@ -1,16 +1,16 @@
 """A spool followed into a lake: round by round what is new is taken, and then removed from the spool.
 
 Segments go at once, snapshots when they are older than what is kept (`ingest.old_snapshots`). A round is safe to be
-killed at any moment: files are removed only after the commit that took them; their names are
-noted in the spool before that (see `ingest.removal`), and forgotten by the lake with a later commit; until then it
-knows them, so that one that was not removed yet is not taken twice.
+killed at any moment: files are removed only after the commit that took them; their names are noted in the spool before
+that (see `ingest.removal`), and forgotten by the lake with a later commit; until then it knows them, so that one that
+was not removed yet is not taken twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +33,7 @@ from ingest.collectors.spool import (
 from ingest.errors import JobwattError, SourceError, SpoolBusyError, SpoolError
 from ingest.feature_commit import small_pairs
 from ingest.head import HEAD, MANIFEST, read_head
-from ingest.lag import newest_sample, snapshot_nodes
+from ingest.lag import Newest, newest_sample, snapshot_nodes
 from ingest.maintenance import MERGED, SMALL_ROWS, maintain
 from ingest.manifest import read_pieces_of
 from ingest.old_snapshots import OldSnapshots, State
@@ -81,7 +81,7 @@ class Round:
 
     Samples later than now, which a wrong clock made, are left out of it; ``ahead_s`` is how much later they are.
     ``refusal`` names the first file that was refused, with its reason code; ``doubt`` says why
-    the clock is not believed; ``unnoted`` why the names of removed segments could not be noted in the spool.
+    the clock is not believed; ``unnoted`` why the names of removed files could not be noted in the spool.
     """
 
     rows: int = 0
@@ -188,11 +188,11 @@ class Follower:
         runner: Runner | None = None,
     ) -> None:
         self._plan = plan
-        self._snapshot_nodes: set[str] = set()
         self._wall, self._monotonic = wall, monotonic
         self._runner = runner if runner is not None else SerialRunner()
         self._removal, self._snapshots = Removal(plan.spool), OldSnapshots(plan.spool)
         self._nodes = {node for name in sorted(self._removal.names) if (node := node_of(name))}
+        self._snapshot_nodes: set[str] = set()
         self._node = ""
         self._time = BelievedTime(plan.spool / BELIEVED, self._newest_s, wall=wall, monotonic=monotonic)
         self._start = datetime.fromtimestamp(wall(), UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -215,8 +215,7 @@ class Follower:
     def _round(self) -> Round:
         plan = self._plan
         close_left_open(plan.spool)
-        known = self._removal.names
-        removed = {name for name in known if not (plan.spool / name).exists()}
+        removed = {name for name in self._removal.names if not (plan.spool / name).exists()}
         # by what the lake has dropped already
         old = self._snapshots.find(self._kept_from) if self._kept_from is not None else {}
         report = ingest(
@@ -227,9 +226,9 @@ class Follower:
             holds_spool=True,
         )
         if self._changed(report):  # what was forgotten need not be noted any more
-            known -= removed
+            self._removal.names -= removed
         taken = [r for r in report.records if r.status != "refused" and is_segment(r.name)]
-        unnoted = self._remove(r.name for r in taken)
+        unnoted = self._removal.remove(r.name for r in taken)
         self._node = next((node for r in taken if (node := node_of(r.name))), self._node)
         self._nodes.update(node for r in taken if (node := node_of(r.name)))
         if not self._nodes:  # a spool of Prometheus alone; all of its snapshots are looked at once
@@ -258,10 +257,6 @@ class Follower:
     @staticmethod
     def _changed(report: IngestReport) -> bool:
         return any(record.is_taken for record in report.records)
-
-    def _remove(self, names: Iterable[str]) -> str:
-        """Remove segments that are in the lake; return what the spool's disk refused of that."""
-        return self._removal.remove(names)
 
     def _remove_old(self, old: Mapping[str, State], report: IngestReport) -> str:
         """Remove old snapshots that the lake has as they are; return what the spool's disk refused of that."""
@@ -310,19 +305,19 @@ class Follower:
         """Return how far the newest sample of this spool's nodes is behind, and how far samples are ahead; in s."""
         now_s = self._wall()
         until = datetime.fromtimestamp(now_s + SLEWED_S, UTC)
-        newest = newest_sample(
-            self._plan.lake, self._plan.cluster, nodes=self._nodes or self._snapshot_nodes, until=until
-        )
+        newest = self._newest(until)
         is_ahead = newest.of_all is not None and newest.of_all > until
         ahead_s = newest.of_all.timestamp() - now_s if newest.of_all is not None and is_ahead else 0.0
         return None if newest.time is None else max(0.0, now_s - newest.time.timestamp()), ahead_s
 
     def _newest_s(self) -> float | None:
-        until = datetime.fromtimestamp(self._wall(), UTC)
-        newest = newest_sample(
-            self._plan.lake, self._plan.cluster, nodes=self._nodes or self._snapshot_nodes, until=until
-        ).time
+        newest = self._newest(datetime.fromtimestamp(self._wall(), UTC)).time
         return None if newest is None else newest.timestamp()
+
+    def _newest(self, until: datetime) -> Newest:
+        """Return the newest sample of this spool's nodes, and the newest one up to a time."""
+        nodes = self._nodes or self._snapshot_nodes
+        return newest_sample(self._plan.lake, self._plan.cluster, nodes=nodes, until=until)
 
     # -- its own events ------------------------------------------------------------------------------------------------
 

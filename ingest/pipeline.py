@@ -33,6 +33,7 @@ from ingest.records import (
     ScanResult,
     ScanSpec,
     SmiOptions,
+    as_known,
 )
 from ingest.runner import PoolRunner, Runner, usable_cores
 from ingest.shares import find_line_shifts, join_shares
@@ -280,12 +281,10 @@ class _Run:
             if checksum != known.checksum and not shrunken:
                 changed.append(spec)
             elif file.name not in settled:
-                record = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum, scanned=file.name)
-                record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
+                why = {}
                 if checksum != known.checksum:
-                    detail = f"{file.member.size} bytes, {known.size} before"
-                    record = replace(record, status="refused", reason="shrunken", detail=detail)
-                settled[file.name] = record
+                    why = {"reason": "shrunken", "detail": f"{file.member.size} bytes, {known.size} before"}
+                settled[file.name] = as_known(known, file.kind, file.name, **why)
         return changed, list(settled.values())
 
     def _rewrite(self, specs: Sequence[RewriteSpec]) -> tuple[RewriteResult, ...]:
@@ -325,7 +324,7 @@ class _Run:
         results = [*kept, *self._map_scan([spec for spec in others if spec.files])]
         results.sort(key=lambda r: r.part)
         files = plan.files
-        records = tuple(_as_known(r, files[r.origin], why[r.name]) if r.name in why else r for r in commit.records)
+        records = tuple(_as_held(r, files[r.origin], why[r.name]) if r.name in why else r for r in commit.records)
         return replace(commit, results=tuple(results), records=records)
 
     def _tell_read(self) -> None:
@@ -355,15 +354,13 @@ class _Run:
             parent.rmdir()
 
 
-def _as_known(record: FileRecord, file: ScanFile, held: Held) -> FileRecord:
+def _as_held(record: FileRecord, file: ScanFile, held: Held) -> FileRecord:
     """Return the record of a file that stays as the lake knows it."""
     known = next((known for known in file.candidates if known.name == held.known), None)
     if known is None:
         raise JobwattError(f"{file.name}: its old rows are not in the lake; please report this")
-    stays = FileRecord(known.name, file.kind, "unchanged", known.size, known.checksum)
-    stays = replace(stays, rows_in=known.rows_in, rows_unchanged=known.rows_in)
-    is_same = record.checksum == known.checksum
-    return stays if is_same else replace(stays, status="refused", reason=held.reason, detail=held.detail)
+    why = {} if record.checksum == known.checksum else {"reason": held.reason, "detail": held.detail}
+    return as_known(known, file.kind, file.name, **why)
 
 
 def _report(source: str, lake: str, result: CommitResult, run: _Run, seconds: float) -> IngestReport:

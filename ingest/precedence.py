@@ -21,6 +21,7 @@ from ingest.parts import PartReader, read_part, write_frame
 from ingest.quality import MAX_GAP_S
 from ingest.reconcile import FORGOTTEN, SEPARATOR, companions, has_any
 from ingest.records import CommitSpec, CountKey, FileRecord, ScanResult
+from ingest.schemas import DEVICE_KEY
 from ingest.sources.spool_files import classify_spool, is_segment
 from ingest.staging import Staging, conform_pieces
 
@@ -30,7 +31,7 @@ DOUBLED: Final = "two_collectors"
 CUT_ROWS: Final = 32_768
 """Rows are looked at, and stored again, when so many are at hand."""
 
-_DEVICE: Final = ["node", "gpu_index"]
+_DEVICE: Final = list(DEVICE_KEY)
 _GAP: Final = pl.duration(microseconds=round(MAX_GAP_S * 1e6))
 
 

@@ -161,6 +161,20 @@ class FileRecord:
         return self.rows_in == self.rows_out + self.rows_quarantined + self.rows_merged + self.rows_unchanged
 
 
+def as_known(known: Known, kind: str, scanned: str, *, reason: str = "", detail: str = "") -> FileRecord:
+    """Return the record of a file of which stays what the lake has: it is as it was, or refused with a reason code.
+
+    Its rows are those that were counted when the lake took them, not those of a file that is refused.
+
+    Parameters
+    ----------
+    scanned : its name in the source
+    """
+    status = "refused" if reason else "unchanged"
+    record = FileRecord(known.name, kind, status, known.size, known.checksum, reason=reason, detail=detail)
+    return replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in, scanned=scanned)
+
+
 def refusal(name: str, kind: str, reason: str, detail: str, rows: int) -> FileRecord:
     """Return the record of a file that is refused whole; its rows (0 where they were not counted) are quarantined."""
     return FileRecord(name, kind, "refused", rows_in=rows, rows_quarantined=rows, reason=reason, detail=detail)

@@ -13,7 +13,7 @@ from ingest.accounting import take_accounting
 from ingest.checksum import join_blocks
 from ingest.errors import JobwattError
 from ingest.reading import PIECE_BYTES, Share, Source, count_rows
-from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec, refusal
+from ingest.records import FileRecord, ScanFile, ScanResult, ScanSpec, as_known, refusal
 from ingest.rows import Rows, SmallFile
 from ingest.sources import archive, delimited
 from ingest.sources.delimited import Header
@@ -193,14 +193,11 @@ class _Scan:
         if known is None:
             return False
         if (same := file.find_same(source.hash.size, self._checksum(file, source))) is not None:
-            record = FileRecord(same.name, file.kind, "unchanged", same.size, same.checksum, scanned=file.name)
-            self._records.append(replace(record, rows_in=same.rows_in, rows_unchanged=same.rows_in))
+            self._records.append(as_known(same, file.kind, file.name))
             return True
         if source.hash.size < known.size and not self._spec.force and not file.is_anonymous:
             detail = f"{source.hash.size} bytes, {known.size} before"
-            record = FileRecord(file.name, file.kind, "refused", known.size, known.checksum)
-            record = replace(record, rows_in=known.rows_in, rows_unchanged=known.rows_in)
-            self._records.append(replace(record, reason="shrunken", detail=detail))
+            self._records.append(as_known(known, file.kind, file.name, reason="shrunken", detail=detail))
             return True
         return False
 

@@ -13,7 +13,7 @@ import polars as pl
 from ingest.feature_schemas import FEATURE_SERIES, FEATURES
 from ingest.live_schemas import COLLECTOR_EVENTS, DEVICE_INVENTORY
 from ingest.summary_schemas import CPU_JOB_SUMMARY, GPU_JOB_SUMMARY
-from ingest.table_schema import SERIES_KEY, TIME, TableSchema
+from ingest.table_schema import DEVICE_KEY, SERIES_KEY, TIME, TableSchema
 from ingest.table_schema import columns_of as _t
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "CPU_SAMPLES",
     "DEVICES",
     "DEVICE_INVENTORY",
+    "DEVICE_KEY",
     "FEATURES",
     "FEATURE_SERIES",
     "GPU_JOB_SUMMARY",

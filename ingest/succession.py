@@ -22,7 +22,8 @@ from typing import Final
 
 import polars as pl
 
-from ingest.extent import FilePieces, are_of, count_found, find_extent, find_lost, has_some, key_of, meets
+from ingest.extent import FilePieces, are_of, count_found, find_extent, find_lost, key_of, meets
+from ingest.reconcile import has_any
 from ingest.records import CommitSpec, FileRecord, Held, Known, SmiOptions
 from ingest.schemas import SERIES_KEY
 from ingest.sources.kinds import KINDS
@@ -124,12 +125,11 @@ class _Search:
         known = self._names[record.kind]
         if not known:
             return
-        now = self._now(record)
-        shared = [one for one in known if meets(self._told(one, record, now), now)]
+        shared = self._meeting(record, known)
         if not shared:
             self._set_apart(record)
             return
-        why = None if self._spec.force else self._lost_keys(record, now, shared) or self._fewer(record, shared)
+        why = None if self._spec.force else self._lost_keys(record, shared) or self._fewer(record, shared)
         self._settle(record, shared, why)
 
     def add_logs(self, records: Sequence[FileRecord]) -> None:
@@ -153,7 +153,7 @@ class _Search:
     def _take_self(self, record: FileRecord) -> bool:
         """Let a log that has all rows of the one of its name take its place, and theirs whose rows it has as well."""
         name = record.name
-        if name not in self._names[record.kind] or self._is_gone(name) or not self._meets(record, name):
+        if name not in self._names[record.kind] or self._is_gone(name) or not self._meeting(record, [name]):
             return False
         if self._loss(record, [name], is_strict=name in self._at_hand) is not None:  # another file has its old rows
             return False
@@ -191,11 +191,12 @@ class _Search:
         """Return the logs of the lake with which a log has a time in common and whose places it may take."""
         here = self._live.names_on(self._now(record)["node"].cast(pl.String)) | {record.name}
         free = self._free(sorted(here.intersection(self._names[record.kind])))
-        return [one for one in free if self._meets(record, one)]
+        return self._meeting(record, free)
 
-    def _meets(self, record: FileRecord, known: str) -> bool:
+    def _meeting(self, record: FileRecord, names: Sequence[str]) -> list[str]:
+        """Return those of some files of the lake that tell of a same job, node or series (and time) as a file does."""
         now = self._now(record)
-        return meets(self._told(known, record, now), now)
+        return [one for one in names if meets(self._told(one, record, now), now)]
 
     def _now(self, record: FileRecord) -> pl.DataFrame:
         """Return what a file tells of that was read."""
@@ -225,7 +226,7 @@ class _Search:
 
     def compare(self, record: FileRecord) -> None:
         """Hold a file that is known by its name, and may become shorter, where jobs of it are gone."""
-        why = None if self._spec.force else self._lost_keys(record, self._now(record), [record.name])
+        why = None if self._spec.force else self._lost_keys(record, [record.name])
         if why is not None:
             self.found.held[record.name] = Held(*why, record.name, record.name)
 
@@ -270,7 +271,7 @@ class _Search:
             placed = self._placed("time", name, record)
             is_own = pl.lit(is_strict) | are_of(shared)
             others = ~are_of([*shared, *(come - self._at_hand)])
-            waits = others if name == record.name else has_some(self._at_hand)
+            waits = others if name == record.name else pl.lit(has_any(old, self._at_hand))
             counted.append(count_found(old.filter(is_own), new, placed))
             counted.append(count_found(old.filter(~is_own & ~waits), self._samples, placed))
         told = pl.concat(counted)
@@ -278,7 +279,9 @@ class _Search:
         why = _keys_lost(lost, told.select(SERIES_KEY).n_unique(), record.kind) if lost.height else None
         return self._fewer(record, shared) or why
 
-    def _lost_keys(self, record: FileRecord, now: pl.DataFrame, shared: list[str]) -> tuple[str, str] | None:
+    def _lost_keys(self, record: FileRecord, shared: list[str]) -> tuple[str, str] | None:
+        """Return reason code and detail where the jobs, nodes or series of ``shared`` are not all in a file."""
+        now = self._now(record)
         told = pl.concat([self._told(name, record, now) for name in shared])
         old = told.group_by(key_of(told)).agg(pl.col("first_time").min(), pl.col("last_time").max())
         lost = find_lost(old, now)

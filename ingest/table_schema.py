@@ -11,6 +11,9 @@ TIME = pl.Datetime("us", "UTC")
 SERIES_KEY = ("job_id", "node", "gpu_index")
 """What tells one series of GPU samples from another."""
 
+DEVICE_KEY = ("node", "gpu_index")
+"""What tells one GPU from another."""
+
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:

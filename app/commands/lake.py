@@ -114,7 +114,7 @@ def ingest(
     keep_samples: float | None,
     compact_after: int,
 ) -> None:
-    """Ingest PATH into a lake: a folder, a .tar, .tar.gz, .tar.zst, a single file, or a URL such as s3://bucket/prefix.
+    """Ingest PATH into a lake: a folder, a .tar, .tar.gz, .tar.zst, a URL such as s3://bucket/prefix, or a single file.
 
     The layout is detected. What cannot be taken goes to the table `quarantine` with its reason, and the exit code is 3.
     Ingesting the same again changes nothing; a file that has grown replaces its old rows. With --follow PATH is the
@@ -166,12 +166,12 @@ def ingest(
         defects = ", ".join(f"{code} {n:,}" for code, n in report.reasons.items() if is_defect(code))
         click.echo(f"partly done ({defects}); `jobwatt lake reasons --lake {root}` says where and why", err=True)
     if report.generation:
-        _say_lost(root)
+        _require_whole(root)
     if report.partial:
         click.get_current_context().exit(PARTLY_DONE)
 
 
-def _say_lost(root: Path) -> None:
+def _require_whole(root: Path) -> None:
     """Fail where files of the lake are missing or cut."""
     with open_lake(root) as filled:
         lost = filled.find_lost()

@@ -20,6 +20,7 @@ from ingest.errors import SourceError, SpoolError
 from ingest.follow import Follower, FollowPlan, Round, Teller, follow
 from ingest.lake import Lake
 from ingest.pipeline import ingest as ingest_once
+from ingest.removal import Removal
 from ingest.runner import SerialRunner
 from tests.lakes import in_order
 from tests.spool_files import NODE, START_S, gpu_cells, make_spool, write_named, write_segment
@@ -160,8 +161,8 @@ def test_a_segment_that_a_killed_collector_left_open_is_closed_and_taken(spool):
     assert list(spool.glob("gpu/*")) == []
 
 
-@pytest.mark.parametrize("where", ["_remove", "_look_after", "_lag_s"])
-def test_a_round_that_dies_after_the_commit_takes_nothing_twice(where, spool, monkeypatch):
+@pytest.mark.parametrize(("of", "where"), [(Removal, "remove"), (Follower, "_look_after"), (Follower, "_lag_s")])
+def test_a_round_that_dies_after_the_commit_takes_nothing_twice(of, where, spool, monkeypatch):
     class KilledError(BaseException):
         pass
 
@@ -170,7 +171,7 @@ def test_a_round_that_dies_after_the_commit_takes_nothing_twice(where, spool, mo
 
     write_segment(spool, "gpu", 1, [gpu_cells(s, 7) for s in range(3)])
     with monkeypatch.context() as patch:
-        patch.setattr(Follower, where, die)
+        patch.setattr(of, where, die)
         with pytest.raises(KilledError):
             follower(spool).round()
     write_segment(spool, "gpu", 2, [gpu_cells(s, 7) for s in range(3, 6)])
