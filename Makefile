@@ -19,7 +19,7 @@ demo: $(READY) ## from a real recording: a lake, a class for each job, watts and
 	$(BIN)/jobwatt demo
 
 test: $(READY) ## the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not system"
+	POLARS_MAX_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not system"
 
 check: export JOBWATT_STRICT_SKIPS := 1
 check: $(READY) ## everything: style, types, import contracts, all tests; a skip must be on tests/allowed_skips.txt
