@@ -28,7 +28,7 @@ check: $(READY) ## everything: style, types, import contracts, all tests; a skip
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
-	$(BIN)/python -m pytest -m "slow or system"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or system"
 
 bench: $(READY) ## measure, and write BENCHMARKS.md
 	$(BIN)/python -m tests.benchmarks
