@@ -151,7 +151,7 @@ def test_check_is_strict_about_skips_and_runs_the_same_tests_as_the_readme(check
         "mypy ",
         "lint-imports ",
         "python -m pytest -n 2 --dist loadfile -m not slow and not system strict=1",
-        "python -m pytest -m slow or system strict=1",
+        "python -m pytest -n 2 --dist loadfile -m slow or system strict=1",
     ]
     assert checkout.make("test")[1] == ["python -m pytest -n 2 --dist loadfile -m not slow and not system strict="]
 
