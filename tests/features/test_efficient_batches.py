@@ -10,7 +10,7 @@ from features.efficient import compilation_told, efficient, efficient_names
 from features.efficient.arithmetic import pairwise_sum, quantile_of
 from features.kernel import kernel
 
-pytestmark = pytest.mark.usefixtures("kernels")
+pytestmark = [pytest.mark.usefixtures("kernels"), pytest.mark.slow]  # a fresh machine compiles for half a minute
 
 
 def values_of(series: list[float], *names: str) -> list[float]:

@@ -23,7 +23,7 @@ from tests.features.efficient_oracle import (
 )
 from tests.features.efficient_series import ILL_POSED, adversarial_series
 
-pytestmark = pytest.mark.usefixtures("kernels")
+pytestmark = [pytest.mark.usefixtures("kernels"), pytest.mark.slow]  # a fresh machine compiles for half a minute
 
 ADVERSARIAL = adversarial_series()
 QUICK = [

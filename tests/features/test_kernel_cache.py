@@ -152,6 +152,7 @@ CALL = (
 )
 
 
+@pytest.mark.slow
 def test_after_an_edit_of_a_kernel_that_it_calls_a_kernel_gives_the_new_value(tmp_path):
     package = copy_of_kernels(tmp_path)
     assert run_python(CALL, tmp_path).split() == ["2", "0", "unset"]
@@ -162,6 +163,7 @@ def test_after_an_edit_of_a_kernel_that_it_calls_a_kernel_gives_the_new_value(tm
     assert run_python(CALL, tmp_path).split() == ["3", "0", "unset"]
 
 
+@pytest.mark.slow
 def test_two_installations_of_the_same_sources_share_the_code_in_a_chosen_folder(tmp_path):
     for name, hits in (("one", "0"), ("other", "1")):
         copy_of_kernels(tmp_path / name)
@@ -172,6 +174,7 @@ COMPILE = "from features.sets import find_set; from features.warming import comp
 COMPILE += "compile_kernels(find_set({set_name!r}), print, here={here})"
 
 
+@pytest.mark.slow
 def test_the_set_of_intervals_is_compiled_alone_and_told_of_once(tmp_path):
     here = COMPILE.format(set_name="intervals", here=True)
     assert run_python(here, ROOT, tmp_path).count("compiling the kernels") == 1
